@@ -1,0 +1,244 @@
+"""Which weights of a network an N:M pattern applies to, along which dim, and why not the others.
+
+Prunable: the weights of ``Linear``, ``Conv1d`` to ``Conv3d`` and ``MultiheadAttention``, subclasses
+included, and of transformers' ``Conv1D``. Left alone unless selected by name: a weight tied to an
+embedding, and output heads, which a network feels most. A layer counts as an output head if
+
+* the model's ``get_output_embeddings()`` returns it, or
+* it is the last layer of a part named like one ("lm_head", "classifier", a top-level "fc", ...), or
+* it is the last layer of the model, and either as large as an embedding's table (it scores a
+  vocabulary) or narrowing to a width that is not a multiple of 8 (it scores ten classes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+#: Modules that stand in for the one they hold and pass attribute look-ups on to it, so that a
+#: parameter is found by its name without them (torch.compile, activation checkpointing, FSDP1).
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_HEADS_ANYWHERE = {"lm_head", "classifier", "output_projection", "embed_out"}
+_HEADS_AT_TOP = {"head", "heads", "fc", "out", "output", "score", "qa_outputs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One weight of a layer; ``blocked`` and ``skipped`` are empty for a weight to prune."""
+
+    name: str  #: of the parameter, qualified, wrappers left out
+    layer: str  #: the layer's name, or the parameter's where a layer holds several
+    kind: str  #: class name of the layer
+    dim: int  #: groups run along it: the input channels
+    blocked: str = ""  #: why it cannot be pruned
+    skipped: str = ""  #: why it is left alone unless selected
+    alias_of: str = ""  #: the name under which the same tensor was met first
+
+    @property
+    def module_name(self) -> str:
+        """The layer's name in the model."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def attribute(self) -> str:
+        """The parameter's name in its layer."""
+        return self.name.rpartition(".")[2]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+            continue
+        inner = next((model._modules[name] for name in _WRAPPERS if name in model._modules), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def clean_name(name: str) -> str:
+    """``name`` as it reads without the wrappers on its path."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def layer_of(model: nn.Module, candidate: Candidate) -> nn.Module:
+    """The layer that holds the weight now, wrappers taken off."""
+    return unwrap(model.get_submodule(candidate.module_name))
+
+
+def stored_weight(layer: nn.Module, attribute: str) -> Tensor | None:
+    """A weight, or what it is parametrized from where that is one tensor; nothing is computed."""
+    if parametrize.is_parametrized(layer, attribute):
+        layer, attribute = layer.parametrizations[attribute], "original"  # type: ignore[index,assignment]
+    stored = layer._parameters.get(attribute, layer.__dict__.get(attribute))
+    return stored if isinstance(stored, Tensor) else None
+
+
+def find_candidates(
+    model: nn.Module, custom_layers: Mapping[type[nn.Module], Sequence[str]] | None = None
+) -> list[Candidate]:
+    """Every weight of two or more dimensions that ``model`` (unwrapped) holds, in module order.
+
+    Args:
+        model: the network.
+        custom_layers: further layer types, each with the names of its weights [out, in, ...].
+    """
+    found = [
+        (candidate, module._parameters.get(candidate.attribute))
+        for name, module in model.named_modules()
+        if "parametrizations" not in name.split(".")
+        for candidate in _of_module(clean_name(name), module, custom_layers or {})
+    ]
+    heads = _output_heads(model, found)
+    tables = _embedding_tables(model)
+    return _merge_shared([_with_default(c, weight, heads, tables) for c, weight in found], found)
+
+
+def _of_module(
+    name: str, module: nn.Module, custom_layers: Mapping[type[nn.Module], Sequence[str]]
+) -> Iterator[Candidate]:
+    attributes, dim = _weights_of(module, custom_layers)
+    prefix = f"{name}." if name else ""
+    kind = type(module).__name__
+    for attribute in attributes:
+        layer = name if attribute == "weight" else prefix + attribute
+        yield Candidate(prefix + attribute, layer, kind, dim, blocked=_not_a_parameter(module, attribute))
+    for attribute, weight in module._parameters.items():
+        if attribute in attributes or weight is None or nn.parameter.is_lazy(weight) or weight.dim() < 2:
+            continue
+        layer = name if attribute == "weight" else prefix + attribute
+        yield Candidate(prefix + attribute, layer, kind, 1, blocked=_unsupported(module))
+
+
+def _weights_of(
+    module: nn.Module, custom_layers: Mapping[type[nn.Module], Sequence[str]]
+) -> tuple[Sequence[str], int]:
+    """The names of a layer's prunable weights, and the dim of their input channels."""
+    for layer_type, names in custom_layers.items():
+        if isinstance(module, layer_type):
+            return names, 1
+    if isinstance(module, nn.MultiheadAttention):
+        held = [n for n in _ATTENTION_WEIGHTS if module._parameters.get(n) is not None]
+        return held + [n for n in _ATTENTION_WEIGHTS if parametrize.is_parametrized(module, n)], 1
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ("weight",), 1
+    if is_transposed_linear(module):
+        return ("weight",), 0
+    return (), 1
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether ``module`` is transformers' ``Conv1D``, a Linear whose weight is [in, out]."""
+    return any(
+        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
+    )
+
+
+def _not_a_parameter(module: nn.Module, attribute: str) -> str:
+    if parametrize.is_parametrized(module, attribute):
+        steps = ", ".join(type(step).__name__ for step in module.parametrizations[attribute])  # type: ignore[index]
+        return f"{attribute} is parametrized by {steps}: call parametrize.remove_parametrizations first"
+    if module._parameters.get(attribute) is not None:
+        return ""
+    sources = [name for name in module._parameters if name.startswith(f"{attribute}_")]
+    if sources:
+        return f"{attribute} is computed from {', '.join(sources)}: remove that reparametrization first"
+    return f"{attribute} is not a parameter"
+
+
+def _unsupported(module: nn.Module) -> str:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "a table that is looked up, not multiplied"
+    return "not a layer that is pruned (Linear, Conv1d to Conv3d, MultiheadAttention, Conv1D)"
+
+
+def _embedding_tables(model: nn.Module) -> dict[int, str]:
+    """Names of the embeddings by the identity of their weight."""
+    return {
+        id(module._parameters.get("weight")): clean_name(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+
+
+def _output_heads(model: nn.Module, found: Sequence[tuple[Candidate, Tensor | None]]) -> dict[str, str]:
+    """Reasons by parameter name."""
+    layers = [(c, weight) for c, weight in found if not c.blocked and weight is not None]
+    heads = {}
+    for candidate, _ in layers:
+        parts = candidate.layer.split(".")
+        named = [
+            i for i, part in enumerate(parts) if part in _HEADS_ANYWHERE or (i == 0 and part in _HEADS_AT_TOP)
+        ]
+        if named:
+            part_name = ".".join(parts[: named[0] + 1])
+            last = [c for c, _ in layers if f"{c.layer}.".startswith(f"{part_name}.")][-1]
+            heads[last.name] = f"an output head by its name ({part_name})"
+    if len(layers) > 1 and (reason := _scores_classes(model, layers[-1][1])):
+        heads.setdefault(layers[-1][0].name, reason)
+    for module in model.modules():
+        get_head = getattr(module, "get_output_embeddings", None)
+        head = get_head() if callable(get_head) else None
+        returned = None if head is None else head._parameters.get("weight")
+        for candidate, weight in layers:
+            if weight is returned:
+                heads[candidate.name] = "an output head: get_output_embeddings() returns it"
+    return heads if len(layers) > 1 else {}
+
+
+def _scores_classes(model: nn.Module, weight: Tensor | None) -> str:
+    """Why the model's last weight is a head, by its shape [out, in]; empty if it is none."""
+    if weight is None or nn.parameter.is_lazy(weight) or weight.dim() != 2:
+        return ""
+    for module in model.modules():
+        table = module._parameters.get("weight") if isinstance(module, nn.Embedding) else None
+        if table is not None and table.shape == weight.shape:
+            return f"an output head: the last layer, with one output for each of {weight.shape[0]} embeddings"
+    if weight.shape[0] < weight.shape[1] and weight.shape[0] % 8:
+        return f"an output head: the last layer, with {weight.shape[0]} outputs"
+    return ""
+
+
+def _with_default(
+    candidate: Candidate, weight: Tensor | None, heads: Mapping[str, str], tables: Mapping[int, str]
+) -> Candidate:
+    if candidate.blocked:
+        return candidate
+    reason = heads.get(candidate.name, "")
+    if id(weight) in tables:
+        reason = f"tied to the embedding {tables[id(weight)]}"
+    return dataclasses.replace(
+        candidate, skipped=f"{reason}; select it by name to prune it" if reason else ""
+    )
+
+
+def _merge_shared(
+    candidates: Sequence[Candidate], found: Sequence[tuple[Candidate, Tensor | None]]
+) -> list[Candidate]:
+    """Point later names of one tensor at the first; what holds for one of them holds for all."""
+    owners: dict[int, list[int]] = {}
+    for i, (candidate, weight) in enumerate(found):
+        if weight is not None and not candidate.blocked:
+            owners.setdefault(id(weight), []).append(i)
+    merged = list(candidates)
+    for group in owners.values():
+        first, *others = (candidates[i] for i in group)
+        skipped = next((candidates[i].skipped for i in group if candidates[i].skipped), "")
+        clash = next((c for c in others if c.dim != first.dim), None)
+        blocked = (
+            f"{first.layer} and {clash.layer} share it, but group it along different dims" if clash else ""
+        )
+        for i in group:
+            merged[i] = dataclasses.replace(
+                candidates[i],
+                skipped=skipped,
+                blocked=blocked,
+                alias_of="" if candidates[i] is first else first.name,
+            )
+    return merged
