@@ -23,13 +23,16 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 
 // ---- canonical format (format.cpp: scalar, the definition of correct) ----
 
-// dense [rows, cols] with row_stride elements between rows. Throws sparse24::Error that names the
+// dense [rows, cols] with row_stride elements between rows. Throws InvalidArgument that names the
 // row and the group when a group holds more than two non-zeros. Negative zero counts as zero.
 void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols,
               std::int64_t row_stride, void* values, std::uint8_t* indices);
 
-// dense [rows, padded], contiguous. Throws sparse24::Error when the indices of a group do not
-// increase (a damaged checkpoint).
+// Throws sparse24::InvalidArgument when the two indices of a group do not increase (a damaged
+// checkpoint), naming the row and the group.
+void check_indices(const std::uint8_t* indices, std::int64_t rows, std::int64_t padded);
+
+// dense [rows, padded], contiguous. Checks the indices.
 void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows,
             std::int64_t padded, void* dense);
 

@@ -1,0 +1,115 @@
+// The Python module sparse24._C. Pointers arrive as integers; ops.py has checked every argument.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "error.h"
+#include "sparse24.h"
+
+namespace py = pybind11;
+using namespace sparse24;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+DType dtype_of(int code) { return static_cast<DType>(code); }
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled kernels of sparse24. Use sparse24.ops, which checks the arguments.";
+  py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
+  const py::call_guard<py::gil_scoped_release> free_gil;
+
+  m.def("cpu_isa", &cpu_isa);
+  m.def("panels_bytes", &panels_bytes, py::arg("rows"), py::arg("padded"));
+  m.def(
+      "compress",
+      [](Address dense, int dtype, std::int64_t rows, std::int64_t cols, Address values, Address indices) {
+        compress(at<void>(dense), dtype_of(dtype), rows, cols, cols, at<void>(values), at<std::uint8_t>(indices));
+      },
+      py::arg("dense"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("values"), py::arg("indices"),
+      free_gil);
+  m.def(
+      "expand",
+      [](Address values, Address indices, int dtype, std::int64_t rows, std::int64_t padded, Address dense) {
+        expand(at<void>(values), at<std::uint8_t>(indices), dtype_of(dtype), rows, padded, at<void>(dense));
+      },
+      py::arg("values"), py::arg("indices"), py::arg("dtype"), py::arg("rows"), py::arg("padded"), py::arg("dense"),
+      free_gil);
+  m.def(
+      "check_indices",
+      [](Address indices, std::int64_t rows, std::int64_t padded) {
+        check_indices(at<std::uint8_t>(indices), rows, padded);
+      },
+      py::arg("indices"), py::arg("rows"), py::arg("padded"), free_gil);
+  m.def(
+      "nm_mask",
+      [](Address weight, int dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n, int m,
+         Address mask, int threads) {
+        nm_mask(at<void>(weight), dtype_of(dtype), outer, length, inner, n, m, at<std::uint8_t>(mask), threads);
+      },
+      py::arg("weight"), py::arg("dtype"), py::arg("outer"), py::arg("length"), py::arg("inner"), py::arg("n"),
+      py::arg("m"), py::arg("mask"), py::arg("threads"), free_gil);
+  m.def(
+      "nm_prune",
+      [](Address weight, int dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n, int m,
+         Address mask, int threads) {
+        nm_prune(at<void>(weight), dtype_of(dtype), outer, length, inner, n, m, at<std::uint8_t>(mask), threads);
+      },
+      py::arg("weight"), py::arg("dtype"), py::arg("outer"), py::arg("length"), py::arg("inner"), py::arg("n"),
+      py::arg("m"), py::arg("mask"), py::arg("threads"), free_gil);
+  m.def(
+      "transposable_mask",
+      [](Address weight, int dtype, std::int64_t rows, std::int64_t cols, Address mask, int threads) {
+        transposable_mask(at<void>(weight), dtype_of(dtype), rows, cols, at<std::uint8_t>(mask), threads);
+      },
+      py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("mask"), py::arg("threads"),
+      free_gil);
+  m.def(
+      "pack",
+      [](Address values, Address indices, int dtype, std::int64_t rows, std::int64_t padded, std::int64_t groups,
+         Address panels) {
+        const std::int64_t each = rows / groups;
+        const std::int64_t bytes = panels_bytes(each, padded), size = dtype_of(dtype) == DType::kFloat32 ? 4 : 2;
+        for (std::int64_t group = 0; group < groups; ++group) {
+          pack(at<std::byte>(values) + group * each * padded / 2 * size,
+               at<std::uint8_t>(indices) + group * each * padded / 8, dtype_of(dtype), each, padded,
+               at<std::byte>(panels) + group * bytes);
+        }
+      },
+      py::arg("values"), py::arg("indices"), py::arg("dtype"), py::arg("rows"), py::arg("padded"),
+      py::arg("groups"), py::arg("panels"), free_gil);
+  m.def(
+      "linear",
+      [](Address panels, Address x, Address bias, Address y, std::int64_t n, std::int64_t m, std::int64_t k,
+         std::int64_t x_stride, int activation, int threads) {
+        linear({at<void>(panels), at<float>(x), at<float>(bias), at<float>(y), n, m, k, x_stride,
+                static_cast<Activation>(activation), threads});
+      },
+      py::arg("panels"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("n"), py::arg("m"), py::arg("k"),
+      py::arg("x_stride"), py::arg("activation"), py::arg("threads"), free_gil);
+  m.def(
+      "conv2d",
+      [](Address panels, Address x, Address bias, Address y, const std::array<std::int64_t, 5>& shape,
+         const std::array<std::int64_t, 9>& window, bool channels_last, int activation, int threads) {
+        const auto [batch, in_channels, height, width, out_channels] = shape;
+        const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = window;
+        const Conv2d args{at<void>(panels), at<float>(x), at<float>(bias), at<float>(y), batch, in_channels, height,
+                          width, out_channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups,
+                          channels_last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
+                          static_cast<Activation>(activation), threads};
+        py::gil_scoped_release free;
+        conv2d(args);
+      },
+      py::arg("panels"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("shape"), py::arg("window"),
+      py::arg("channels_last"), py::arg("activation"), py::arg("threads"));
+}

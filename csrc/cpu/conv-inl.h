@@ -1,0 +1,239 @@
+// Convolution with pixels in lanes: implicit im2col into the tiles of gemm-inl.h. Included once per
+// instruction set, inside its namespace.
+//
+// Tokens are the flattened output pixels (image, oy, ox); k = (tap, channel), the channels of a tap
+// padded to a multiple of four. A tile is filled tap by tap: from channels_last by rows of channels,
+// as in a linear layer; from contiguous inputs by runs of pixels of one channel.
+
+// Output pixels of one tile: where each one's window starts in the input.
+struct Pixels {
+  std::int64_t image[kMaxVectors * kLanes];
+  std::int32_t y[kMaxVectors * kLanes], x[kMaxVectors * kLanes];  // may lie in the padding
+};
+
+struct ConvShape {
+  const Conv2d& a;
+  std::int64_t out_h, out_w, pixels, channels, padded_channels, k, rows;
+  explicit ConvShape(const Conv2d& args)
+      : a(args),
+        out_h((args.height + 2 * args.pad_h - args.dilation_h * (args.kernel_h - 1) - 1) / args.stride_h + 1),
+        out_w((args.width + 2 * args.pad_w - args.dilation_w * (args.kernel_w - 1) - 1) / args.stride_w + 1),
+        pixels(args.batch * out_h * out_w),
+        channels(args.in_channels / args.groups),
+        padded_channels(round_up(channels, 4)),
+        k(args.kernel_h * args.kernel_w * padded_channels),
+        rows(args.out_channels / args.groups) {}
+};
+
+static void locate_pixels(const ConvShape& s, std::int64_t first, std::int64_t tokens, std::int64_t lanes,
+                          Pixels& pixels) {
+  std::int64_t image = first / (s.out_h * s.out_w);
+  std::int64_t oy = first / s.out_w % s.out_h, ox = first % s.out_w;
+  for (std::int64_t i = 0; i < lanes; ++i) {
+    pixels.image[i] = image;
+    pixels.y[i] = static_cast<std::int32_t>(oy * s.a.stride_h - s.a.pad_h);
+    pixels.x[i] = static_cast<std::int32_t>(ox * s.a.stride_w - s.a.pad_w);
+    if (i + 1 >= tokens) continue;  // lanes beyond the last token repeat it
+    if (++ox == s.out_w) {
+      ox = 0;
+      if (++oy == s.out_h) oy = 0, ++image;
+    }
+  }
+}
+
+// Sources of one tap in a channels_last input: a row of channels per pixel, zeros in the padding.
+struct ChannelRows {
+  const float* rows[kMaxVectors * kLanes];
+
+  void aim(const ConvShape& s, const Pixels& pixels, std::int64_t lanes, std::int64_t tap, std::int64_t group,
+           const float* zeros) {
+    const std::int64_t dy = tap / s.a.kernel_w * s.a.dilation_h, dx = tap % s.a.kernel_w * s.a.dilation_w;
+    for (std::int64_t i = 0; i < lanes; ++i) {
+      const std::int64_t y = pixels.y[i] + dy, x = pixels.x[i] + dx;
+      const bool inside = y >= 0 && y < s.a.height && x >= 0 && x < s.a.width;
+      rows[i] = !inside ? zeros
+                        : s.a.x + ((pixels.image[i] * s.a.height + y) * s.a.width + x) * s.a.in_channels +
+                              group * s.channels;
+    }
+  }
+
+  void pack(const ConvShape& s, std::int64_t vectors, std::int64_t channel, std::int64_t count, float* tile) const {
+    pack_rows(rows, vectors, channel, s.channels, count, tile);
+  }
+};
+
+// Sources of one tap in a contiguous input: for each vector of pixels up to two runs of one image
+// row each, a load under a mask apiece; otherwise lane by lane.
+struct PixelRuns {
+  static constexpr std::int32_t kOutside = -1;
+  enum class Kind { kZero, kWhole, kOneRun, kTwoRuns, kLanewise };
+  struct Run {
+    const float* from;
+    alignas(64) std::int32_t lanes[kLanes];  // -1: take this lane
+  };
+  struct Vector {
+    Kind kind;
+    Run run[2];
+    const float* base;
+    alignas(64) std::int32_t offsets[kLanes];
+  };
+  Vector vectors_[kMaxVectors];
+
+  void aim(const ConvShape& s, const Pixels& pixels, std::int64_t lanes, std::int64_t tap, std::int64_t group,
+           const float*) {
+    const std::int64_t dy = tap / s.a.kernel_w * s.a.dilation_h, dx = tap % s.a.kernel_w * s.a.dilation_w;
+    const std::int64_t plane = s.a.height * s.a.width;
+    for (std::int64_t begin = 0; begin < lanes; begin += kLanes) {
+      Vector& v = vectors_[begin / kLanes];
+      v.base = s.a.x + (pixels.image[begin] * s.a.in_channels + group * s.channels) * plane;
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        const std::int64_t y = pixels.y[begin + lane] + dy, x = pixels.x[begin + lane] + dx;
+        const bool inside = y >= 0 && y < s.a.height && x >= 0 && x < s.a.width;
+        const std::int64_t image = pixels.image[begin + lane] - pixels.image[begin];
+        v.offsets[lane] = inside ? static_cast<std::int32_t>(image * s.a.in_channels * plane + y * s.a.width + x) : kOutside;
+      }
+      find_runs(v);
+    }
+  }
+
+  // Runs are lanes whose offsets rise by one; a run's pointer is that of its lane 0, taken or not.
+  static void find_runs(Vector& v) {
+    int runs = 0;
+    std::int32_t delta = 0;
+    bool all = true;
+    for (std::int64_t i = 0; i < kLanes; ++i) v.run[0].lanes[i] = v.run[1].lanes[i] = 0;
+    v.kind = Kind::kLanewise;
+    for (std::int32_t i = 0; i < kLanes; ++i) {
+      if (v.offsets[i] == kOutside) {
+        all = false;
+        continue;
+      }
+      if (runs == 0 || v.offsets[i] - i != delta) {
+        if (++runs > 2) return;
+        delta = v.offsets[i] - i;
+        v.run[runs - 1].from = v.base + delta;
+      }
+      v.run[runs - 1].lanes[i] = -1;
+    }
+    v.kind = runs == 0 ? Kind::kZero : runs == 2 ? Kind::kTwoRuns : all ? Kind::kWhole : Kind::kOneRun;
+  }
+
+  void pack(const ConvShape& s, std::int64_t vectors, std::int64_t channel, std::int64_t count, float* tile) const {
+    const std::int64_t plane = s.a.height * s.a.width;
+    const std::int64_t present = s.channels - channel < count ? s.channels - channel : count;
+    const std::int64_t stride = vectors * kLanes;
+    for (std::int64_t c = 0; c < present; ++c) {
+      const std::int64_t from = (channel + c) * plane;
+      float* out = tile + c * stride;
+      for (std::int64_t i = 0; i < vectors; ++i, out += kLanes) {
+        const Vector& v = vectors_[i];
+        switch (v.kind) {
+          case Kind::kZero: store(out, zero()); break;
+          case Kind::kWhole: store(out, load(v.run[0].from + from)); break;
+          case Kind::kOneRun: store(out, load_masked(v.run[0].from + from, v.run[0].lanes)); break;
+          case Kind::kTwoRuns:
+            store(out, add(load_masked(v.run[0].from + from, v.run[0].lanes),
+                           load_masked(v.run[1].from + from, v.run[1].lanes)));
+            break;
+          case Kind::kLanewise: store(out, load_lanes(v.base + from, v.offsets)); break;
+        }
+      }
+    }
+    for (std::int64_t c = present; c < count; ++c) std::memset(tile + c * stride, 0, static_cast<std::size_t>(stride) * 4);
+  }
+};
+
+// y[image][row][pixel] for a contiguous output: sums already lie pixel by pixel.
+static void write_planes(const ConvShape& s, const float* sums, std::int64_t stride, std::int64_t first,
+                         std::int64_t tokens, std::int64_t top, std::int64_t rows) {
+  const std::int64_t plane = s.out_h * s.out_w;
+  for (std::int64_t t = 0; t < tokens;) {
+    const std::int64_t image = (first + t) / plane, pixel = (first + t) % plane;
+    const std::int64_t run = plane - pixel < tokens - t ? plane - pixel : tokens - t;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const Vec bias = s.a.bias == nullptr ? zero() : broadcast(s.a.bias[top + row]);
+      finish_row(sums + row * stride + t, bias, s.a.activation, run,
+                 s.a.y + (image * s.a.out_channels + top + row) * plane + pixel);
+    }
+    t += run;
+  }
+}
+
+// Output rows (from a multiple of kLanes on) times tiles of pixels, of one group.
+template <typename Source>
+static void conv_part(const ConvShape& s, const TilePlan& plan, std::int64_t group, Range row_range,
+                      Range tile_range) {
+  const std::int64_t panel_rows = round_up(s.rows, kLanes);
+  const auto* panels = static_cast<const std::byte*>(s.a.panels) +
+                       group * panel_rows / kLanes * ((s.k + kBlockCols - 1) / kBlockCols) * kBlockBytes;
+  float* tile = scratch(Scratch::kTile, kTileCols * kMaxVectors * kLanes);
+  float* sums = scratch(Scratch::kSums, kSumRows * kMaxVectors * kLanes);
+  float* zeros = scratch(Scratch::kInput, s.padded_channels);
+  std::memset(zeros, 0, static_cast<std::size_t>(s.padded_channels) * sizeof(float));
+  Pixels pixels;
+  Source source;
+  for (std::int64_t t = tile_range.begin; t < tile_range.end; ++t) {
+    const std::int64_t vectors = plan.first(t + 1) - plan.first(t), lanes = vectors * kLanes;
+    const std::int64_t first = plan.first(t) * kLanes;
+    const std::int64_t tokens = s.pixels - first < lanes ? s.pixels - first : lanes;
+    locate_pixels(s, first, tokens, lanes, pixels);
+    const PanelTimesTile run = pick_panel_times_tile(vectors, std::make_integer_sequence<int, kMaxVectors>());
+    for (std::int64_t top = row_range.begin; top < row_range.end; top += kSumRows) {
+      const std::int64_t rows = row_range.end - top < kSumRows ? row_range.end - top : kSumRows;
+      std::int64_t aimed = -1;
+      for (std::int64_t k = 0; k < s.k; k += kTileCols) {
+        for (std::int64_t at = 0; at < kTileCols;) {
+          const std::int64_t tap = (k + at) / s.padded_channels, channel = (k + at) % s.padded_channels;
+          if (k + at >= s.k) {
+            std::memset(tile + at * lanes, 0, static_cast<std::size_t>((kTileCols - at) * lanes) * sizeof(float));
+            break;
+          }
+          if (tap != aimed) source.aim(s, pixels, lanes, tap, group, zeros);
+          aimed = tap;
+          const std::int64_t left = s.padded_channels - channel;
+          const std::int64_t count = left < kTileCols - at ? left : kTileCols - at;
+          source.pack(s, vectors, channel, count, tile + at * lanes);
+          at += count;
+        }
+        const std::byte* block = panels + (k / kBlockCols * panel_rows + top) / kLanes * kBlockBytes;
+        run(block, k / kTileCols % kTileParts, tile, sums, round_up(rows, kLanes), k == 0);
+      }
+      const std::int64_t row = group * s.rows + top;
+      if (s.a.format == MemoryFormat::kContiguous) {
+        write_planes(s, sums, lanes, first, tokens, row, rows);
+      } else {
+        float* y[kMaxVectors * kLanes];
+        for (std::int64_t i = 0; i < tokens; ++i) y[i] = s.a.y + (first + i) * s.a.out_channels + row;
+        write_transposed(sums, lanes, rows, tokens, s.a.bias == nullptr ? nullptr : s.a.bias + row, s.a.activation, y);
+      }
+    }
+  }
+}
+
+template <typename Source>
+static void conv_groups(const ConvShape& s) {
+  const TilePlan plan(s.pixels);
+  const Split split(s.rows, plan.tiles * s.a.groups, usable_threads(s.a.threads));
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(split.parts())) if (split.parts() > 1)
+  for (std::int64_t part = 0; part < split.parts(); ++part) {
+    const Range rows = split.rows(part), tiles = split.tiles(part);
+    for (std::int64_t group = tiles.begin / plan.tiles; group * plan.tiles < tiles.end; ++group) {
+      const std::int64_t begin = tiles.begin - group * plan.tiles, end = tiles.end - group * plan.tiles;
+      conv_part<Source>(s, plan, group, rows, {begin < 0 ? 0 : begin, end < plan.tiles ? end : plan.tiles});
+    }
+  }
+}
+
+static void conv2d_panels(const Conv2d& a) {
+  const ConvShape s(a);
+  if (s.pixels == 0 || s.rows == 0) return;
+  const bool pointwise = a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 &&
+                         a.pad_h == 0 && a.pad_w == 0 && a.groups == 1;
+  if (a.format == MemoryFormat::kContiguous) {
+    conv_groups<PixelRuns>(s);
+  } else if (pointwise) {
+    linear_panels(Linear{a.panels, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels, a.activation, a.threads});
+  } else {
+    conv_groups<ChannelRows>(s);
+  }
+}
