@@ -121,16 +121,14 @@ class CompressedModule(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         given = {key: state_dict.get(prefix + key) for key in ("values", "indices", "bias")}
-        dense = given["values"] is None and prefix + "weight" in state_dict
-        if dense and strict:
-            error_msgs.append(
-                f"{prefix}weight is dense, but this {type(self).__name__} is compressed: "
+        problem = self._problem_with(**given)
+        if given["values"] is None and prefix + "weight" in state_dict:
+            problem = (
+                f"weight is dense, but this {type(self).__name__} is compressed: "
                 "load the checkpoint before to_sparse, or after to_dense"
             )
-        problem = self._problem_with(**given)
         if problem is not None:
             error_msgs.append(f"{prefix}{problem}")
-        if problem is not None or (dense and strict):
             return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
