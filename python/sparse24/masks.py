@@ -8,6 +8,7 @@ every tap has groups of its own. A last group that is cut short is treated as if
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -117,6 +118,17 @@ def transposable_mask(weight: Tensor) -> Tensor:
         TypeError: not a tensor.
         ValueError: fewer than two dimensions, K or C not a multiple of 4, not a floating dtype.
     """
+    return mask_of_taps(weight, torch.ops.sparse24.transposable_mask)
+
+
+def mask_of_taps(weight: Tensor, mask_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mask a weight [K, C, *kernel] by ``mask_of``, which takes 4x4 tiles of a matrix [rows, C].
+
+    The matrix holds the K x C matrices of the taps one under the other: no tile straddles two of them.
+
+    Raises:
+        TypeError, ValueError: as :func:`transposable_mask`.
+    """
     if not isinstance(weight, Tensor):
         raise TypeError(f"a weight must be a torch.Tensor, not {type(weight).__name__}")
     shape = tuple(weight.shape)
@@ -127,12 +139,10 @@ def transposable_mask(weight: Tensor) -> Tensor:
             "a transposable mask needs a weight [K, C] or [K, C, *kernel] with K and C multiples of 4, "
             f"not {shape}{nearest}"
         )
-    # The taps of a convolution, one K x C matrix under the other: tiles never straddle two of them.
-    taps = weight.detach().flatten(2).permute(2, 0, 1) if len(shape) > 2 else weight.detach()
-    mask: Tensor = torch.ops.sparse24.transposable_mask(taps.reshape(-1, shape[1]))
     if len(shape) == 2:
-        return mask
-    return mask.view(-1, *shape[:2]).permute(1, 2, 0).reshape(shape)
+        return mask_of(weight.detach())
+    taps = weight.detach().flatten(2).permute(2, 0, 1)
+    return mask_of(taps.reshape(-1, shape[1])).view(taps.shape).permute(1, 2, 0).reshape(shape)
 
 
 def _crowded(tensor: Tensor, pattern: Pattern, dim: int) -> Tensor:

@@ -92,6 +92,10 @@ class Sparsifier:
         """Masks by parameter name: bool, True = kept; empty before :meth:`prune`."""
         return dict(self._masks)
 
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers that are attached and alive."""
+        return [optimizer for known, _ in self._attached if (optimizer := known()) is not None]
+
     # ---- pruning ------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -107,13 +111,16 @@ class Sparsifier:
         Raises:
             TypeError, ValueError: ``score`` returned something unfit; nothing was changed.
         """
+        self._masks = self._compute_masks()
+        self._mask_weights()
+        return self.report()
+
+    def _compute_masks(self) -> dict[str, Tensor]:
         masks = {}
         for candidate, weight in self._prunable():
             mask = self._rule.mask(self._scores(candidate, weight), candidate.dim)
             masks[candidate.name] = to_sharded(mask, weight)
-        self._masks = masks
-        self._mask_weights()
-        return self.report()
+        return masks
 
     def _scores(self, candidate: Candidate, weight: Tensor) -> Tensor:
         values = local(weight).detach()
@@ -168,7 +175,7 @@ class Sparsifier:
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"attach needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        if any(known() is optimizer for known, _ in self._attached):
+        if any(known is optimizer for known in self.optimizers()):
             return
         handles = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -185,7 +192,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for parameter, mask in self._masked():
+        for _, parameter, mask in self._masked():
             if parameter.grad is not None:
                 local(parameter.grad).masked_fill_(~local(mask), 0)
 
@@ -194,11 +201,11 @@ class Sparsifier:
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
-        for parameter, mask in self._masked():
+        for _, parameter, mask in self._masked():
             local(parameter).masked_fill_(~local(mask), 0)
 
-    def _masked(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Pruned parameters and their masks, which follow them to another device or sharding."""
+    def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Names, pruned parameters and their masks, which follow them to another device or sharding."""
         _reshard(self._model)
         for name, mask in self._masks.items():
             parameter = self._parameter(name)
@@ -207,7 +214,7 @@ class Sparsifier:
                     f"{name} is now {tuple(parameter.shape)}, its mask is {tuple(mask.shape)}: prune again"
                 )
             self._masks[name] = shard_like(mask, parameter)
-            yield parameter, self._masks[name]
+            yield name, parameter, self._masks[name]
 
     # ---- checks and state ---------------------------------------------------------------------------
 
@@ -225,7 +232,7 @@ class Sparsifier:
         if not self._masks:
             raise ValueError("nothing to verify: call prune() or load_state_dict() first")
         dims = {candidate.name: candidate.dim for candidate in self._candidates}
-        for name, (parameter, mask) in zip(list(self._masks), self._masked(), strict=True):
+        for name, parameter, mask in self._masked():
             weight = local(parameter)
             wrong = ((weight != 0) & ~local(mask)).nonzero()
             if len(wrong):
