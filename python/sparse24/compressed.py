@@ -39,6 +39,11 @@ class NotSparse24Error(ValueError):
         self.place = place
 
 
+def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd has to see the product of these."""
+    return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+
+
 def refuse_meta(weight: Tensor) -> None:
     """Compression reads the values.
 
@@ -105,12 +110,10 @@ class CompressedModule(nn.Module):
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
-    def _wants_grad(self, input: Tensor) -> bool:
-        return (
-            input.requires_grad
-            or self.values.requires_grad
-            or (self.bias is not None and self.bias.requires_grad)
-        )
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """values, indices, bias, past ``Module.__getattr__``, which takes a microsecond for each."""
+        parameters: Any = self._parameters
+        return parameters["values"], self._buffers["indices"], parameters["bias"]  # type: ignore[return-value]
 
     def _padding_columns(self) -> Tensor:
         """bool [K rounded up to 8]: True where a column only pads the layout, and must hold zeros."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import grad, ops
-from .compressed import CompressedModule, NotSparse24Error, first_group_over, refuse_meta
+from .compressed import CompressedModule, NotSparse24Error, first_group_over, refuse_meta, wants_grad
 
 _linear = torch.ops.sparse24.linear.default
 _conv2d = torch.ops.sparse24.conv2d.default
@@ -59,8 +59,9 @@ class SparseLinear(CompressedModule):
         """[..., in_features] to [..., out_features], in the dtype of ``values``."""
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
-        product = grad.linear if torch.is_grad_enabled() and self._wants_grad(input) else _linear
-        output: Tensor = product(input, self.values, self.indices, self.bias, self.activation)
+        weight = self._operands()
+        product = grad.linear if torch.is_grad_enabled() and wants_grad(input, *weight) else _linear
+        output: Tensor = product(input, *weight, self.activation)
         return output
 
     @property
@@ -194,10 +195,11 @@ class SparseConv2d(CompressedModule):
         return self._product(input)
 
     def _product(self, input: Tensor) -> Tensor:
-        product = grad.conv2d if torch.is_grad_enabled() and self._wants_grad(input) else _conv2d
+        weight = self._operands()
+        product = grad.conv2d if torch.is_grad_enabled() and wants_grad(input, *weight) else _conv2d
         output: Tensor = product(
-            input, self.values, self.indices, self.bias, self.kernel_size, self.stride,
-            self._kernel_padding, self.dilation, self.groups, self.activation,
+            input, *weight, self.kernel_size, self.stride, self._kernel_padding, self.dilation, self.groups,
+            self.activation,
         )  # fmt: skip
         return output
 
