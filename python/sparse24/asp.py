@@ -231,6 +231,7 @@ class ASP:
         made +0.0.
 
         Raises:
+            TypeError: a mask that is not a tensor.
             ValueError: ``model`` was not initialised; keys or shapes that do not fit it; a mask that
                 breaks the pattern; pruned values missing under ``allow_recompute_mask``. Nothing was
                 changed.
@@ -243,6 +244,8 @@ class ASP:
             match = _STATE_KEY.fullmatch(key)
             if match is None:
                 weights[key] = value
+            elif not isinstance(value, Tensor):
+                raise TypeError(f"{key} must be a tensor, not {type(value).__name__}")
             else:
                 raw = match["layer"] + match["attribute"]
                 found[match["what"]][clean_names.get(raw, raw)] = value

@@ -191,16 +191,23 @@ class Session(Sparsifier):
         return super()._masked()
 
     def _scores(self, candidate: Candidate, weight: Tensor) -> Tensor:
-        return self._dense(candidate.name, super()._scores(candidate, weight))
+        if candidate.name in self.pruned:
+            return self._dense(candidate.name, weight)
+        return super()._scores(candidate, weight)
 
-    def _dense(self, name: str, values: Tensor) -> Tensor:
-        """``values`` with what was pruned put back."""
-        if name not in self.pruned:
-            return values
-        pruned = self.pruned[name]
-        if pruned.shape != values.shape:  # pruned before it was sharded
-            pruned = local(shard_like(pruned, self._parameter(name)))
-        return torch.where(local(self._masks[name]), values, pruned.to(values.device))
+    def _dense(self, name: str, weight: Tensor) -> Tensor:
+        """The local part of ``weight`` with what was pruned put back."""
+        mask = local(self._mask_of(name, weight))
+        return torch.where(mask, local(weight.detach()), self._pruned_part(name, weight))
+
+    def _pruned_part(self, name: str, weight: Tensor) -> Tensor:
+        """What was pruned of the local part of ``weight``, on its device; elsewhere 0."""
+        part, pruned = local(weight.detach()), self.pruned.get(name)
+        if pruned is None:
+            return torch.zeros_like(part)
+        if pruned.shape != part.shape:  # pruned before it was sharded
+            pruned = local(shard_like(pruned, weight))
+        return pruned.to(part.device)
 
     @torch.no_grad()
     def prune(self) -> Report:
@@ -228,19 +235,18 @@ class Session(Sparsifier):
                 "the pruned weights were not kept: pass allow_recompute_mask=True to init_model_for_pruning"
             )
         for name, parameter, _ in self._masked():
-            weight = local(parameter)
-            weight.copy_(self._dense(name, weight))
+            local(parameter).copy_(self._dense(name, parameter))
         self._masks, self.pruned = {}, {}
 
     def mask_state(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Mask and, where they are kept, pruned values by parameter name; before pruning: True and 0."""
         state: dict[str, tuple[Tensor, Tensor | None]] = {}
         for candidate, weight in self._prunable():
-            values = local(weight.detach())
-            mask = self._masks.get(candidate.name)
-            if mask is None:
-                mask = to_sharded(torch.ones_like(values, dtype=torch.bool), weight)
-            pruned = self.pruned.get(candidate.name, torch.zeros_like(values).cpu())
+            if candidate.name in self._masks:
+                mask = self._mask_of(candidate.name, weight)
+            else:
+                mask = to_sharded(torch.ones_like(local(weight), dtype=torch.bool), weight)
+            pruned = to_sharded(self._pruned_part(candidate.name, weight), weight)
             state[candidate.name] = (mask, pruned if self.allow_recompute_mask else None)
         return state
 
@@ -284,13 +290,13 @@ class Session(Sparsifier):
 
     def _checked_pruned(self, name: str, pruned: Tensor | None) -> Tensor:
         weight = self._parameter(name)
-        if pruned is None or pruned.shape not in (weight.shape, local(weight).shape):
+        if pruned is None or pruned.shape != weight.shape:
             given = "no pruned values" if pruned is None else f"pruned values of shape {tuple(pruned.shape)}"
             raise ValueError(
                 f"allow_recompute_mask=True needs the pruned values of {name}, {tuple(weight.shape)}, "
                 f"but the checkpoint has {given}"
             )
-        return pruned.detach().to(device="cpu", dtype=weight.dtype, copy=True)
+        return local(shard_like(pruned.detach(), weight)).to(device="cpu", dtype=weight.dtype, copy=True)
 
     def adopt(self, masks: dict[str, Tensor], pruned: dict[str, Tensor]) -> None:
         """Go on with the masks of a checkpoint, also of weights that ASP would have left alone."""

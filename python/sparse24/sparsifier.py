@@ -205,16 +205,21 @@ class Sparsifier:
             local(parameter).masked_fill_(~local(mask), 0)
 
     def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """Names, pruned parameters and their masks, which follow them to another device or sharding."""
+        """Names, pruned parameters and their masks."""
         _reshard(self._model)
-        for name, mask in self._masks.items():
+        for name in self._masks:
             parameter = self._parameter(name)
-            if mask.shape != parameter.shape:
-                raise ValueError(
-                    f"{name} is now {tuple(parameter.shape)}, its mask is {tuple(mask.shape)}: prune again"
-                )
-            self._masks[name] = shard_like(mask, parameter)
-            yield name, parameter, self._masks[name]
+            yield name, parameter, self._mask_of(name, parameter)
+
+    def _mask_of(self, name: str, parameter: Tensor) -> Tensor:
+        """The mask of a parameter, which it follows to another device or sharding."""
+        mask = self._masks[name]
+        if mask.shape != parameter.shape:
+            raise ValueError(
+                f"{name} is now {tuple(parameter.shape)}, its mask is {tuple(mask.shape)}: prune again"
+            )
+        self._masks[name] = shard_like(mask, parameter)
+        return self._masks[name]
 
     # ---- checks and state ---------------------------------------------------------------------------
 
@@ -338,6 +343,8 @@ def _select(model: nn.Module, candidates: Iterable[Candidate], select: Select) -
         return {c.alias_of or c.name for c in candidates if not c.skipped}
     if callable(select):
         return {c.alias_of or c.name for c in candidates if select(c.module_name, layer_of(model, c))}
+    if not isinstance(select, Iterable):
+        raise TypeError(f"select must be names, patterns or a function, not {type(select).__name__}")
     patterns = [select] if isinstance(select, str) else list(select)
     selected: set[str] = set()
     for pattern in patterns:
