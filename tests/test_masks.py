@@ -135,6 +135,36 @@ def test_masks_of_any_strides_and_values(case: tuple[Tensor, int], pattern: str)
     assert torch.equal(weight[expected].nan_to_num(7), before[expected].nan_to_num(7))
 
 
+@settings(max_examples=100, deadline=None)
+@given(case=weights(), share=st.floats(0, 1))
+def test_applying_a_mask_is_masked_fill_with_positive_zeros(case: tuple[Tensor, int], share: float) -> None:
+    weight, _ = case
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
+    expected = weight.clone().masked_fill_(~mask, 0)
+    parameter = torch.nn.Parameter(weight)
+    assert masks.apply_mask_(parameter, mask) is parameter
+    assert torch.equal(weight.nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(weight.signbit(), expected.signbit())
+
+
+def test_masks_are_applied_across_chunks_and_seen_by_autograd() -> None:
+    weight = torch.nn.Parameter(torch.randn(3, masks._CHUNK - 1))
+    expected = torch.where(masks.magnitude_mask(weight), weight.detach(), torch.tensor(0.0))
+    saved = (weight * weight).sum()
+    masks.apply_mask_(weight, masks.magnitude_mask(weight))
+    assert torch.equal(weight, expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, 4), torch.ones(16).bool()])
+def test_a_mask_that_does_not_fit_is_refused(mask: Tensor) -> None:
+    weight = torch.ones(4, 4)
+    with pytest.raises(ValueError, match=r"a mask for \(4, 4\) must be bool of that shape"):
+        masks.apply_mask_(weight, mask)
+    assert weight.all()
+
+
 def test_the_default_dim_is_the_input_channels_of_every_tap() -> None:
     weight = torch.randn(6, 8, 3, 2).to(memory_format=torch.channels_last)
     mask = masks.magnitude_mask(weight)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import re
+import runpy
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -691,6 +694,18 @@ def test_a_state_from_before_pruning_loads() -> None:
     sparsifier.prune()
     sparsifier.load_state_dict(Sparsifier(mlp()).state_dict())
     assert not sparsifier.masks
+
+
+def test_the_example_recovers_what_pruning_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[1] / "examples" / "recipe.py"
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out
+    dense, pruned, retrained = (
+        float(share) for share in re.findall(r"([\d.]+)%(?=[,\n])", said.splitlines()[-1] + "\n")
+    )
+    assert pruned < retrained
+    assert retrained > dense - 2
+    assert "2 of 4 layers pruned" in said
 
 
 def test_loaded_masks_are_copies() -> None:

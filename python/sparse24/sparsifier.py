@@ -38,6 +38,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .mask_rules import MaskRule, rule_of
+from .masks import apply_mask_
 from .prunable import Candidate, find_candidates, layer_of, stored_weight, unwrap
 from .report import Report, Row
 from .sharding import local, shard_like, to_sharded
@@ -194,7 +195,7 @@ class Sparsifier:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for _, parameter, mask in self._masked():
             if parameter.grad is not None:
-                local(parameter.grad).masked_fill_(~local(mask), 0)
+                apply_mask_(local(parameter.grad), local(mask))
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._mask_weights()
@@ -202,7 +203,7 @@ class Sparsifier:
     @torch.no_grad()
     def _mask_weights(self) -> None:
         for _, parameter, mask in self._masked():
-            local(parameter).masked_fill_(~local(mask), 0)
+            apply_mask_(local(parameter), local(mask))
 
     def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Names, pruned parameters and their masks."""
