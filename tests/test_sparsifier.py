@@ -52,7 +52,7 @@ class Zoo(nn.Module):
         self.transposed = Conv1D(20, 16)
         self.lstm = nn.LSTM(8, 8)
         self.norm = nn.LayerNorm(16)
-        self.low = nn.Linear(8, 8, dtype=torch.bfloat16)
+        self.half = nn.Linear(8, 8, dtype=torch.bfloat16)
         self.tied = nn.Linear(16, 40, bias=False)
         self.tied.weight = self.embed.weight
         self.twin = nn.Linear(30, 24)
@@ -107,7 +107,7 @@ def test_every_kind_of_layer_is_pruned_along_its_input_channels() -> None:
         "cross.out_proj.weight": 1,
         "odd.weight": 1,
         "transposed.weight": 0,
-        "low.weight": 1,
+        "half.weight": 1,
         "classifier.0.weight": 1,
     }
     assert list(sparsifier.masks) == list(dims)
@@ -267,8 +267,8 @@ def test_no_head_is_seen_where_there_is_none(model: nn.Module) -> None:
         ({"tied"}, ["tied.weight"]),
         ([], []),
         (
-            lambda name, layer: isinstance(layer, nn.Conv1d) or name == "low",
-            ["conv1d.weight", "low.weight"],
+            lambda name, layer: isinstance(layer, nn.Conv1d) or name == "half",
+            ["conv1d.weight", "half.weight"],
         ),
     ],
 )
@@ -595,7 +595,7 @@ def test_layers_that_were_replaced_are_noticed() -> None:
     with pytest.raises(ValueError, match=r"2.weight is now \(16, 24\), its mask is \(16, 20\): prune again"):
         sparsifier.verify()
     model[2] = nn.ReLU()
-    with pytest.raises(ValueError, match=r"2\.weight was pruned but is no longer a parameter"):
+    with pytest.raises(ValueError, match=r"2\.weight is no longer a parameter"):
         sparsifier.verify()
     model[2] = kept
     assert len(sparsifier.verify()) == 2

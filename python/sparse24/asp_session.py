@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .mask_rules import ByMagnitude, MaskRule, Transposable
 from .masks import Pattern, mask_of_taps, parse_pattern
-from .prunable import Candidate, clean_name, find_candidates, unwrap
+from .prunable import Candidate, find_candidates, named_layers
 from .report import Report
 from .sharding import local, shard_like, to_sharded
 from .sparsifier import Sparsifier
@@ -162,12 +162,11 @@ class Session(Sparsifier):
         return iter(()) if model is None else model.parameters()
 
     def _find(self) -> list[Candidate]:
-        names = {clean_name(name) for name, _ in self._model.named_modules()}
-        if unknown := {*(self._allowed or ()), *self._disallowed} - names:
+        layers = named_layers(self._model)
+        if unknown := {*(self._allowed or ()), *self._disallowed} - layers.keys():
             raise ValueError(f"no layer of the model is called {', '.join(sorted(unknown))}")
-        modules = {clean_name(name): unwrap(module) for name, module in self._model.named_modules()}
         candidates = find_candidates(self._model, self._custom_layers)
-        return [self._listed(candidate, modules[candidate.module_name]) for candidate in candidates]
+        return [self._listed(candidate, layers[candidate.module_name]) for candidate in candidates]
 
     def _listed(self, candidate: Candidate, layer: nn.Module) -> Candidate:
         if candidate.module_name in self._disallowed:

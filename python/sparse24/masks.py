@@ -109,7 +109,7 @@ def prune_(weight: Tensor, pattern: str = "2:4", dim: int = 1) -> Tensor:
 def apply_mask_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Write +0.0 over what ``mask`` prunes (False), in place; return ``tensor``.
 
-    Equivalent to: ``tensor.masked_fill_(~mask, 0)``, at an eighth of its time on a CPU.
+    Equivalent to: ``tensor.masked_fill_(~mask, 0)``, but some five times as fast on a CPU.
 
     Args:
         tensor: any floating dtype and strides; a weight or its gradient.

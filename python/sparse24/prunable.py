@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-#: Modules that stand in for the one they hold and pass attribute look-ups on to it, so that a
-#: parameter is found by its name without them (torch.compile, activation checkpointing, FSDP1).
+#: Children under which a module holds the one it stands in for (torch.compile, activation
+#: checkpointing, FSDP1); names leave them out.
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -52,14 +52,17 @@ class Candidate:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-            continue
-        inner = next((model._modules[name] for name in _WRAPPERS if name in model._modules), None)
-        if inner is None:
-            return model
-        model = inner
+    model = _inner(model)
+    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = _inner(model.module)
+    return model
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    for name in _WRAPPERS:
+        if (inner := module._modules.get(name)) is not None:
+            return _inner(inner)
+    return module
 
 
 def clean_name(name: str) -> str:
@@ -67,13 +70,27 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def layer_of(model: nn.Module, candidate: Candidate) -> nn.Module:
-    """The layer that holds the weight now, wrappers taken off."""
-    return unwrap(model.get_submodule(candidate.module_name))
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by name, wrappers left out."""
+    return {clean_name(name): _inner(module) for name, module in model.named_modules()}
 
 
-def stored_weight(layer: nn.Module, attribute: str) -> Tensor | None:
+def layer_at(model: nn.Module, name: str) -> nn.Module | None:
+    """The layer of that name (without wrappers), wrappers taken off; None where there is none.
+
+    Unlike ``get_submodule``, it finds a layer whose name is also that of a method ("half", "type").
+    """
+    layer: nn.Module | None = _inner(model)
+    for part in name.split(".") if name else ():
+        layer = None if layer is None else layer._modules.get(part)
+        layer = None if layer is None else _inner(layer)
+    return layer
+
+
+def stored_weight(layer: nn.Module | None, attribute: str) -> Tensor | None:
     """A weight, or what it is parametrized from where that is one tensor; nothing is computed."""
+    if layer is None:
+        return None
     if parametrize.is_parametrized(layer, attribute):
         layer, attribute = layer.parametrizations[attribute], "original"  # type: ignore[index,assignment]
     stored = layer._parameters.get(attribute, layer.__dict__.get(attribute))

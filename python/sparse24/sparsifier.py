@@ -39,7 +39,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .mask_rules import MaskRule, rule_of
 from .masks import apply_mask_
-from .prunable import Candidate, find_candidates, layer_of, stored_weight, unwrap
+from .prunable import Candidate, find_candidates, layer_at, named_layers, stored_weight, unwrap
 from .report import Report, Row
 from .sharding import local, shard_like, to_sharded
 
@@ -142,12 +142,12 @@ class Sparsifier:
         return scores.detach()
 
     def _parameter(self, name: str) -> nn.Parameter:
-        try:
-            return self._model.get_parameter(name)
-        except AttributeError as error:
-            raise ValueError(
-                f"{name} was pruned but is no longer a parameter of the model: {error}"
-            ) from error
+        path, _, attribute = name.rpartition(".")
+        layer = layer_at(self._model, path)
+        parameter = None if layer is None else layer._parameters.get(attribute)
+        if parameter is None:
+            raise ValueError(f"{name} is no longer a parameter of the model: make a new Sparsifier for it")
+        return parameter
 
     def _prunable(self) -> Iterator[tuple[Candidate, nn.Parameter]]:
         """The weights to prune, as the model holds them now."""
@@ -263,7 +263,7 @@ class Sparsifier:
         return Report(tuple(self._row(c, counted) for c in self._candidates), action="pruned")
 
     def _row(self, candidate: Candidate, counted: set[int]) -> Row:
-        weight = stored_weight(layer_of(self._model, candidate), candidate.attribute)
+        weight = stored_weight(layer_at(self._model, candidate.module_name), candidate.attribute)
         done = (candidate.alias_of or candidate.name) in self._masks
         reason = self._why_not(candidate)
         if not reason and candidate.alias_of:
@@ -343,7 +343,8 @@ def _select(model: nn.Module, candidates: Iterable[Candidate], select: Select) -
     if select is None:
         return {c.alias_of or c.name for c in candidates if not c.skipped}
     if callable(select):
-        return {c.alias_of or c.name for c in candidates if select(c.module_name, layer_of(model, c))}
+        layers = named_layers(model)
+        return {c.alias_of or c.name for c in candidates if select(c.module_name, layers[c.module_name])}
     if not isinstance(select, Iterable):
         raise TypeError(f"select must be names, patterns or a function, not {type(select).__name__}")
     patterns = [select] if isinstance(select, str) else list(select)
@@ -357,8 +358,8 @@ def _select(model: nn.Module, candidates: Iterable[Candidate], select: Select) -
             if any(fnmatch.fnmatchcase(name, pattern) for name in (c.name, c.layer, c.module_name))
         ]
         if not matches:
-            layers = ", ".join(c.layer for c in candidates)
-            raise ValueError(f"select {pattern!r} matches no layer with weights; there are: {layers}")
+            known = ", ".join(c.layer for c in candidates)
+            raise ValueError(f"select {pattern!r} matches no layer with weights; there are: {known}")
         selected.update(c.alias_of or c.name for c in matches)
     return selected
 
