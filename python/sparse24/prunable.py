@@ -6,8 +6,8 @@ embedding, and output heads, which a network feels most. A layer counts as an ou
 
 * the model's ``get_output_embeddings()`` returns it, or
 * it is the last layer of a part named like one ("lm_head", "classifier", a top-level "fc", ...), or
-* it is the last layer of the model, and either as large as an embedding's table (it scores a
-  vocabulary) or narrowing to a width that is not a multiple of 8 (it scores ten classes).
+* it is the last layer of the model, and either as large as the largest embedding table (it scores
+  a vocabulary) or narrowing to a width that is not a multiple of 8 (it scores ten classes).
 """
 
 from __future__ import annotations
@@ -213,10 +213,9 @@ def _scores_classes(model: nn.Module, weight: Tensor | None) -> str:
     """Why the model's last weight is a head, by its shape [out, in]; empty if it is none."""
     if weight is None or nn.parameter.is_lazy(weight) or weight.dim() != 2:
         return ""
-    for module in model.modules():
-        table = module._parameters.get("weight") if isinstance(module, nn.Embedding) else None
-        if table is not None and table.shape == weight.shape:
-            return f"an output head: the last layer, with one output for each of {weight.shape[0]} embeddings"
+    tables = [(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, nn.Embedding)]
+    if weight.shape == max(tables, default=None):  # the vocabulary has the most rows
+        return f"an output head: the last layer, with one output for each of {weight.shape[0]} embeddings"
     if weight.shape[0] < weight.shape[1] and weight.shape[0] % 8:
         return f"an output head: the last layer, with {weight.shape[0]} outputs"
     return ""

@@ -103,8 +103,8 @@ class Sparsifier:
     def prune(self) -> Report:
         """Compute the masks from the weights as they are, write +0.0 over what they prune.
 
-        May be called again: weights that are zero stay pruned. All masks are computed before the first
-        weight is changed.
+        May be called again, from the weights as they are then: what was pruned is not put back. All masks
+        are computed before the first weight is changed.
 
         Returns:
             The report, with ``done`` for every pruned layer and a reason for every other.
