@@ -599,8 +599,12 @@ def test_layers_that_were_replaced_are_noticed() -> None:
     model[2] = nn.ReLU()
     with pytest.raises(ValueError, match=r"2\.weight is no longer a parameter"):
         sparsifier.verify()
+    with pytest.raises(ValueError, match=r"2\.weight is no longer"):
+        sparsifier.report()
     model[2] = kept
     assert len(sparsifier.verify()) == 2
+    del model[4]  # not pruned: its row is empty
+    assert sparsifier.report()[-1].shape == ()
 
 
 def test_pruning_again_keeps_what_is_pruned() -> None:

@@ -214,7 +214,7 @@ def _scores_classes(model: nn.Module, weight: Tensor | None) -> str:
     if weight is None or nn.parameter.is_lazy(weight) or weight.dim() != 2:
         return ""
     tables = [(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, nn.Embedding)]
-    if weight.shape == max(tables, default=None):  # the vocabulary has the most rows
+    if weight.shape == max(tables, default=(0, 0)):  # the vocabulary has the most rows
         return f"an output head: the last layer, with one output for each of {weight.shape[0]} embeddings"
     if weight.shape[0] < weight.shape[1] and weight.shape[0] % 8:
         return f"an output head: the last layer, with {weight.shape[0]} outputs"
