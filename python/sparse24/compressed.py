@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +15,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: Two groups of an empty weight in one byte of ``indices``: each keeps columns 0 and 1.
 _EMPTY_GROUPS = 0b0100_0100
-
-
-def first_group_over(matrix: Tensor) -> tuple[int, int] | None:
-    """(row, group) of the first group of four along the last dim of [rows, K] with more than two non-zeros.
-
-    NaN counts as a non-zero, -0.0 does not. ``None`` where the matrix is 2:4.
-    """
-    over = masks._crowded(matrix, masks.Pattern(2, 4), dim=1)
-    first = over.flatten().nonzero()[:1]
-    return divmod(int(first), over.shape[1]) if len(first) else None
 
 
 class NotSparse24Error(ValueError):
@@ -44,14 +34,30 @@ def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | No
     return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
 
 
-def refuse_meta(weight: Tensor) -> None:
-    """Compression reads the values.
+def compress_matrix(
+    matrix: Tensor, dtype: torch.dtype, place: Callable[[int, int], str], shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """values and indices of a 2:4 matrix [rows, K], cast to ``dtype``.
+
+    Args:
+        matrix: what is compressed; ``shape`` and ``place(row, group)`` say what it is to the user.
 
     Raises:
-        ValueError: ``weight`` is on the meta device.
+        ValueError: ``matrix`` is on the meta device.
+        NotSparse24Error: a group of four along K has more than two non-zeros.
     """
-    if weight.is_meta:
+    if matrix.is_meta:
         raise ValueError("the weight is on the meta device and holds no data to compress: load it first")
+    matrix = matrix.detach().to(dtype)
+    try:
+        values, indices = torch.ops.sparse24.compress(matrix)
+    except ValueError:
+        over = masks._crowded(matrix, masks.Pattern(2, 4), dim=1)
+        first = over.flatten().nonzero()[:1]
+        if not len(first):
+            raise
+        raise NotSparse24Error(place(*divmod(int(first), over.shape[1])), shape) from None
+    return values, indices
 
 
 def names_of(dtypes: Sequence[torch.dtype]) -> str:
@@ -102,9 +108,7 @@ class CompressedModule(nn.Module):
                 self.bias.zero_()
 
     @torch.no_grad()
-    def _fill(self, matrix: Tensor, bias: Tensor | None) -> None:
-        """Compress ``matrix`` [rows, K], which is 2:4, into this module."""
-        values, indices = torch.ops.sparse24.compress(matrix.to(self.values.dtype))
+    def _fill(self, values: Tensor, indices: Tensor, bias: Tensor | None) -> None:
         self.values = nn.Parameter(values, requires_grad=False)
         self.indices = indices
         if self.bias is not None and bias is not None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import grad, ops
-from .compressed import CompressedModule, NotSparse24Error, first_group_over, refuse_meta, wants_grad
+from .compressed import CompressedModule, compress_matrix, wants_grad
 
 _linear = torch.ops.sparse24.linear.default
 _conv2d = torch.ops.sparse24.conv2d.default
@@ -91,13 +91,13 @@ class SparseLinear(CompressedModule):
         Raises:
             ValueError: the weight is not 2:4 along dim 1 (row and group are named), or has no data.
         """
-        refuse_meta(weight)
-        where = first_group_over(weight)
-        if where is not None:
-            raise NotSparse24Error(_linear_place(where, weight), weight.shape)
-        out_features, in_features = weight.shape
-        module = cls(in_features, out_features, bias is not None, weight.device, dtype or weight.dtype)
-        module._fill(weight, bias)
+        rows, columns = weight.shape
+        module = cls(columns, rows, bias is not None, weight.device, dtype or weight.dtype)
+
+        def place(row: int, group: int) -> str:
+            return f"row {row}, columns {4 * group}-{min(4 * group + 3, columns - 1)}"
+
+        module._fill(*compress_matrix(weight, module.values.dtype, place, weight.shape), bias)
         return module
 
     def to_dense(self) -> nn.Linear:
@@ -221,13 +221,17 @@ class SparseConv2d(CompressedModule):
         if not isinstance(module, nn.Conv2d):
             raise TypeError(f"from_dense needs an nn.Conv2d, not {type(module).__name__}")
         weight = module.weight
-        refuse_meta(weight)
-        matrix = ops.conv_weight_to_matrix(weight.detach())
-        where = first_group_over(matrix)
-        if where is not None:
-            raise NotSparse24Error(_conv_place(where, weight), weight.shape)
         sparse = cls(**_conv_arguments(module), device=weight.device, dtype=dtype or weight.dtype)
-        sparse._fill(matrix, module.bias)
+        _, channels, _, columns = weight.shape
+
+        def place(row: int, group: int) -> str:
+            tap, group = divmod(group, ops.round_up(channels, 4) // 4)
+            r, s = divmod(tap, columns)
+            last = min(4 * group + 3, channels - 1)
+            return f"row {row}, tap ({r}, {s}), channels {4 * group}-{last}"
+
+        matrix = ops.conv_weight_to_matrix(weight.detach())
+        sparse._fill(*compress_matrix(matrix, sparse.values.dtype, place, weight.shape), module.bias)
         return sparse.train(module.training)
 
     def to_dense(self) -> nn.Conv2d:
@@ -264,18 +268,3 @@ def _conv_arguments(module: nn.Conv2d | SparseConv2d) -> dict[str, Any]:
     shared = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     arguments = {name: getattr(module, name) for name in (*shared, "padding_mode")}
     return arguments | {"bias": module.bias is not None}
-
-
-def _linear_place(where: tuple[int, int], weight: Tensor) -> str:
-    """A (row, group) of a weight [out, in], in words."""
-    row, group = where
-    return f"row {row}, columns {4 * group}-{min(4 * group + 3, weight.shape[1] - 1)}"
-
-
-def _conv_place(where: tuple[int, int], weight: Tensor) -> str:
-    """A (row, group) of the matrix form of a convolution's weight [out, C, R, S], in words."""
-    row, group = where
-    _, channels, _, s = weight.shape
-    tap, group = divmod(group, ops.round_up(channels, 4) // 4)
-    last = min(4 * group + 3, channels - 1)
-    return f"row {row}, tap ({tap // s}, {tap % s}), channels {4 * group}-{last}"
