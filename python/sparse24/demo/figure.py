@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 
 from .outcome import Outcome
 
-_DENSE, _SPARSE, _TALK = "#9aa0a6", "#2f7d32", "#76b900"
+_DENSE, _LOST, _SPARSE, _TALK = "#9aa0a6", "#c9b458", "#2f7d32", "#76b900"
+
+#: The accuracies of part a, by the label of their bar.
+_BARS = {
+    "dense": ("dense", _DENSE),
+    "dense,\ntrained\ntwice": ("dense, trained as long", _DENSE),
+    "pruned": ("pruned, not retrained", _LOST),
+    "retrained,\ncompressed": ("the same, compressed", _SPARSE),
+}
 
 
 def draw(outcomes: dict[str, Outcome], machine: str, path: Path) -> None:
@@ -32,9 +40,8 @@ def draw(outcomes: dict[str, Outcome], machine: str, path: Path) -> None:
 
 def _recipe(axes: Axes, data: dict[str, Any]) -> None:
     scores = data["accuracy"]
-    names = ("dense", "pruned, not retrained", "the same, compressed")
-    bars = axes.bar(("dense", "pruned", "retrained,\ncompressed"), [100 * scores[n] for n in names])
-    for bar, colour in zip(bars, (_DENSE, "#c9b458", _SPARSE), strict=True):
+    bars = axes.bar(list(_BARS), [100 * scores[name] for name, _ in _BARS.values()])
+    for bar, (_, colour) in zip(bars, _BARS.values(), strict=True):
         bar.set_color(colour)
     axes.bar_label(bars, fmt="%.1f %%")
     axes.set_ylim(max(0, 100 * min(scores.values()) - 10), 102)

@@ -186,7 +186,7 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
     one_image = 1 / len(images.test[1])
     notes = [
         f"{images.name}: {len(images.train[1])} training images, {len(images.test[1])} to test with (one is "
-        f"{one_image:.2%}); {plan.epochs} epochs a training, seed {SEED}, no choice made by the test images.",
+        f"{one_image:.2%}); {plan.epochs} epochs a training, seed {SEED}.",
         "The dense network, trained a second time as the sparse one was: "
         f"{scores['dense, trained as long']:.1%}.",
         f"{trained.converted} layers run sparse; "

@@ -73,12 +73,12 @@ class EncoderLayer(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """tokens [N, L] to unit embeddings [N, 384]: BERT, the mean over real tokens, normalised."""
+    """tokens [N, L] to unit embeddings [N, width]: BERT, the mean over real tokens, normalised."""
 
-    def __init__(self, vocabulary: int = 30522, width: int = 384, inner: int = 1536, depth: int = 6) -> None:
+    def __init__(self, vocabulary: int, length: int, width: int, inner: int, depth: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(512, width)
+        self.positions = nn.Embedding(length, width)
         self.types = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.layers = nn.ModuleList([EncoderLayer(width, inner, heads=12) for _ in range(depth)])
@@ -113,7 +113,10 @@ def load(folder: Path) -> tuple[SentenceEncoder, Tokenizer]:
     for name, tensor in load_file(folder / "model.safetensors").items():
         if not name.startswith(_UNUSED):
             state[_here(name)] = tensor
-    encoder = SentenceEncoder()
+    vocabulary, width = state["words.weight"].shape
+    inner = len(state["layers.0.expand.bias"])
+    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
+    encoder = SentenceEncoder(vocabulary, len(state["positions.weight"]), width, inner, depth)
     encoder.load_state_dict(state)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
