@@ -190,6 +190,8 @@ struct Lanes16 {
 constexpr std::int64_t kMaxFewTokens = 10;
 
 #include "kernels-inl.h"
+#include "mask-inl.h"
+#include "transposable-inl.h"
 
 bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 

@@ -19,7 +19,7 @@ namespace {
 // Best first.
 const std::array kAll = {
 #if defined(__x86_64__)
-    &avx2::kernels,
+    &avx512::kernels, &avx2::kernels,
 #elif defined(__aarch64__)
     &neon::kernels,
 #endif

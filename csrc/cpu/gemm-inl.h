@@ -17,10 +17,10 @@ static_assert(kBlockCols % kTileCols == 0 && kTileQuads % 4 == 0, "a tile takes 
 
 // Rows of a panel whose sums are kept while the tiles of all K pass by: V * kLanes floats a row, so
 // that they fit L2 beside the tile.
-constexpr std::int64_t kSumRows = 384;
+constexpr std::int64_t kSumRows = 512;
 
-// Where the values of row r lie in a block: rows r, r+4, r+8.. share a vector, so that decode can
-// transpose 4x4 inside 128-bit lanes.
+// Where the quads of row r lie in a block: rows r, r+4, r+8.. share a vector, so that decode can
+// transpose 4x4 inside 128-bit lanes while it reads the block from front to back.
 static inline std::int64_t row_position(std::int64_t row) { return (row & 3) * (kLanes / 4) + (row >> 2); }
 
 // One output row against the tile: sums[V] (+)= kept weights times tile rows. `values` is the row's
@@ -68,6 +68,8 @@ static void panel_times_tile(const std::byte* block, std::int64_t part, const fl
     const std::uint32_t* words =
         reinterpret_cast<const std::uint32_t*>(block + kLanes * kBlockKept * 4) + part * (kTileQuads / 4) * kLanes;
     for (std::int64_t row = 0; row < kLanes; ++row, sums += V * kLanes) {
+      prefetch(block + kBlockBytes + row * (kBlockBytes / kLanes));  // the block below: weights stream by
+      prefetch(block + kBlockBytes + row * (kBlockBytes / kLanes) + 64);
       if (first) {
         row_times_tile<V, true>(values + 4 * row_position(row), words + row, tile, sums);
       } else {
@@ -86,34 +88,40 @@ static PanelTimesTile pick_panel_times_tile(std::int64_t vectors, std::integer_s
 }
 
 // tile [count][vectors * kLanes] from token rows: rows[t] + k. Columns from `cols` on are zero.
+// Sixteen columns at a time: a cache line of a row is used up before the next row's comes.
 static void pack_rows(const float* const* rows, std::int64_t vectors, std::int64_t k, std::int64_t cols,
                       std::int64_t count, float* tile) {
   const std::int64_t stride = vectors * kLanes;
   const std::int64_t present = cols - k < count ? cols - k : count;
-  for (std::int64_t i = 0; i < vectors; ++i) {
-    const float* const* tokens = rows + i * kLanes;
-    float* out = tile + i * kLanes;
-    std::int64_t c = 0;
-    for (; c + 4 <= present; c += 4) {
-      Vec v0 = load_quads<0>(tokens, k + c), v1 = load_quads<1>(tokens, k + c);
-      Vec v2 = load_quads<2>(tokens, k + c), v3 = load_quads<3>(tokens, k + c);
-      transpose4(v0, v1, v2, v3);
-      store(out + (c + 0) * stride, v0);
-      store(out + (c + 1) * stride, v1);
-      store(out + (c + 2) * stride, v2);
-      store(out + (c + 3) * stride, v3);
-    }
-    for (; c < count; ++c) {
-      for (std::int64_t t = 0; t < kLanes; ++t) out[c * stride + t] = c < present ? tokens[t][k + c] : 0.0f;
+  for (std::int64_t begin = 0; begin < count; begin += 16) {
+    const std::int64_t end = begin + 16 < count ? begin + 16 : count;
+    for (std::int64_t i = 0; i < vectors; ++i) {
+      const float* const* tokens = rows + i * kLanes;
+      float* out = tile + i * kLanes;
+      std::int64_t c = begin;
+      for (; c + 4 <= (present < end ? present : end); c += 4) {
+        Vec v0 = load_quads<0>(tokens, k + c), v1 = load_quads<1>(tokens, k + c);
+        Vec v2 = load_quads<2>(tokens, k + c), v3 = load_quads<3>(tokens, k + c);
+        transpose4(v0, v1, v2, v3);
+        store(out + (c + 0) * stride, v0);
+        store(out + (c + 1) * stride, v1);
+        store(out + (c + 2) * stride, v2);
+        store(out + (c + 3) * stride, v3);
+      }
+      for (; c < end; ++c) {
+        for (std::int64_t t = 0; t < kLanes; ++t) out[c * stride + t] = c < present ? tokens[t][k + c] : 0.0f;
+      }
     }
   }
 }
 
 // y[token][m] = activation(sums[m][token] + bias[m]) for rows [0, rows) and tokens [0, tokens).
-// Sixteen columns of a token at a time: a whole cache line of y.
+// Sixteen columns of a token at a time: a whole cache line of y, fetched while the one before it is
+// written.
 static void write_transposed(const float* sums, std::int64_t stride, std::int64_t rows, std::int64_t tokens,
                              const float* bias, Activation activation, float* const* y) {
   for (std::int64_t m = 0; m < rows; m += 16) {
+    for (std::int64_t t = 0; t < tokens && m + 16 < rows; ++t) prefetch_to_write(y[t] + m + 16);
     for (std::int64_t t = 0; t < tokens; t += kLanes) {
       const std::int64_t live = tokens - t < kLanes ? tokens - t : kLanes;
       for (std::int64_t m4 = m; m4 < rows && m4 < m + 16; m4 += 4) {

@@ -17,6 +17,9 @@ static inline void block_times_tokens(const std::byte* block, const float* const
   const float* values = reinterpret_cast<const float*>(block);
   const auto* words = reinterpret_cast<const std::uint32_t*>(block + kLanes * kBlockKept * 4);
   constexpr int kChains = T == 1 ? 4 : T <= 3 ? 2 : 1;
+  if constexpr (T > 1) {  // with one token the streams alone keep the memory busy
+    for (std::int64_t line = 0; line < kBlockBytes; line += 64) prefetch(block + kBlockBytes + line);
+  }
   for (int word = 0; word < 2; ++word) {
     const Words metadata = load_words(words + word * kLanes);
 #pragma GCC unroll 4

@@ -1,6 +1,10 @@
-// The whole algorithm, once per instruction set: included inside its namespace after its Vec.
+// The products, once per instruction set: included inside its namespace after its Vec. (Masks are in
+// mask-inl.h and transposable-inl.h, which AVX-512 leaves to AVX2.)
 // Nothing here may call a std template or an inline function of another header: the linker keeps one
 // copy of those, and it could be the one compiled with instructions that the machine does not have.
+
+static inline void prefetch(const void* p) { __builtin_prefetch(p); }
+static inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 static inline float bits_to_float(std::uint32_t bits) {
   float value;
@@ -22,8 +26,6 @@ static inline float to_float(const void* values, DType dtype, std::int64_t i) {
   return dtype == DType::kBFloat16 ? bits_to_float(half << 16) : float16_to_float(half);
 }
 
-#include "mask-inl.h"
-#include "transposable-inl.h"
 #include "epilogue-inl.h"
 #include "gemm-inl.h"
 #include "pack-inl.h"

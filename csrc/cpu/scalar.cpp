@@ -137,6 +137,8 @@ using Lanes32 = Lanes<std::uint32_t, std::int32_t>;
 using Lanes16 = Lanes<std::uint16_t, std::int16_t>;
 
 #include "kernels-inl.h"
+#include "mask-inl.h"
+#include "transposable-inl.h"
 
 bool runs_here() { return true; }
 

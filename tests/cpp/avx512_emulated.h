@@ -1,0 +1,165 @@
+// The AVX-512 intrinsics that csrc/cpu/avx512.cpp uses, in plain C++, so that its logic is tested on
+// machines without them. Forced in front of that file by -include; semantics from Intel's guide.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emulated {
+
+struct F512 {
+  alignas(64) float lane[16];
+};
+struct I512 {
+  alignas(64) std::int32_t lane[16];
+};
+using Mask16 = std::uint16_t;
+
+template <typename T, typename F>
+T each(F f) {
+  T out;
+  for (int i = 0; i < 16; ++i) out.lane[i] = f(i);
+  return out;
+}
+template <typename To, typename From>
+To recast(const From& from) {
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline F512 set1_ps(float x) { return each<F512>([&](int) { return x; }); }
+inline F512 setzero_ps() { return set1_ps(0.0f); }
+inline F512 loadu_ps(const float* p) { return each<F512>([&](int i) { return p[i]; }); }
+inline void storeu_ps(float* p, F512 v) { std::memcpy(p, v.lane, sizeof v.lane); }
+inline F512 fmadd_ps(F512 a, F512 b, F512 c) {
+  return each<F512>([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
+}
+inline F512 add_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] + b.lane[i]; }); }
+inline F512 mul_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] * b.lane[i]; }); }
+inline F512 div_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] / b.lane[i]; }); }
+// The second operand is returned when either is NaN.
+inline F512 min_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+inline F512 max_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+inline F512 roundscale_ps(F512 v, int) { return each<F512>([&](int i) { return std::nearbyint(v.lane[i]); }); }
+inline I512 cvtps_epi32(F512 v) {
+  return each<I512>([&](int i) { return std::isnan(v.lane[i]) ? INT32_MIN : static_cast<std::int32_t>(std::nearbyint(v.lane[i])); });
+}
+inline I512 set1_epi32(int x) { return each<I512>([&](int) { return x; }); }
+inline I512 setzero_si512() { return set1_epi32(0); }
+inline I512 add_epi32(I512 a, I512 b) {
+  return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) + static_cast<std::uint32_t>(b.lane[i])); });
+}
+inline I512 slli_epi32(I512 a, unsigned n) {
+  return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) << n); });
+}
+inline I512 srli_epi32(I512 a, unsigned n) {
+  return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) >> n); });
+}
+inline I512 srlv_epi32(I512 a, I512 n) {
+  return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) >> n.lane[i]); });
+}
+inline F512 castsi512_ps(I512 v) { return recast<F512>(v); }
+inline F512 broadcast_f32x4(__m128 quad) {
+  float q[4];
+  _mm_storeu_ps(q, quad);
+  return each<F512>([&](int i) { return q[i % 4]; });
+}
+inline F512 permute_ps(F512 v, int control) {
+  return each<F512>([&](int i) { return v.lane[i / 4 * 4 + (control >> (2 * (i % 4)) & 3)]; });
+}
+inline F512 permutevar_ps(F512 v, I512 control) {
+  return each<F512>([&](int i) { return v.lane[i / 4 * 4 + (control.lane[i] & 3)]; });
+}
+inline F512 unpacklo_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return (i % 2 ? b : a).lane[i / 4 * 4 + i % 4 / 2]; });
+}
+inline F512 unpackhi_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return (i % 2 ? b : a).lane[i / 4 * 4 + 2 + i % 4 / 2]; });
+}
+inline F512 shuffle_ps(F512 a, F512 b, int control) {
+  return each<F512>([&](int i) { return (i % 4 < 2 ? a : b).lane[i / 4 * 4 + (control >> (2 * (i % 4)) & 3)]; });
+}
+inline F512 castps256_ps512(__m256 low) {
+  F512 out = setzero_ps();
+  _mm256_storeu_ps(out.lane, low);
+  return out;
+}
+inline F512 insertf32x8(F512 v, __m256 part, int at) {
+  _mm256_storeu_ps(v.lane + 8 * at, part);
+  return v;
+}
+inline __m128 castps512_ps128(F512 v) { return _mm_loadu_ps(v.lane); }
+inline __m128 extractf32x4_ps(F512 v, int at) { return _mm_loadu_ps(v.lane + 4 * at); }
+inline I512 loadu_si512(const void* p) {
+  I512 out;
+  std::memcpy(&out, p, sizeof out);
+  return out;
+}
+inline Mask16 movepi32_mask(I512 v) {
+  Mask16 mask = 0;
+  for (int i = 0; i < 16; ++i) mask = static_cast<Mask16>(mask | (v.lane[i] < 0) << i);
+  return mask;
+}
+inline Mask16 cmpge_epi32_mask(I512 a, I512 b) {
+  Mask16 mask = 0;
+  for (int i = 0; i < 16; ++i) mask = static_cast<Mask16>(mask | (a.lane[i] >= b.lane[i]) << i);
+  return mask;
+}
+inline F512 maskz_loadu_ps(Mask16 mask, const float* p) {
+  return each<F512>([&](int i) { return mask >> i & 1 ? p[i] : 0.0f; });
+}
+inline F512 mask_i32gather_ps(F512 other, Mask16 mask, I512 at, const float* p, int) {
+  return each<F512>([&](int i) { return mask >> i & 1 ? p[at.lane[i]] : other.lane[i]; });
+}
+
+}  // namespace emulated
+
+#define __m512 emulated::F512
+#define __m512i emulated::I512
+#define __mmask16 emulated::Mask16
+#define _mm512_set1_ps emulated::set1_ps
+#define _mm512_setzero_ps emulated::setzero_ps
+#define _mm512_loadu_ps emulated::loadu_ps
+#define _mm512_storeu_ps emulated::storeu_ps
+#define _mm512_fmadd_ps emulated::fmadd_ps
+#define _mm512_add_ps emulated::add_ps
+#define _mm512_mul_ps emulated::mul_ps
+#define _mm512_div_ps emulated::div_ps
+#define _mm512_min_ps emulated::min_ps
+#define _mm512_max_ps emulated::max_ps
+#undef _mm512_roundscale_ps
+#define _mm512_roundscale_ps emulated::roundscale_ps
+#define _mm512_cvtps_epi32 emulated::cvtps_epi32
+#define _mm512_set1_epi32 emulated::set1_epi32
+#define _mm512_setzero_si512 emulated::setzero_si512
+#define _mm512_add_epi32 emulated::add_epi32
+#undef _mm512_slli_epi32
+#define _mm512_slli_epi32 emulated::slli_epi32
+#undef _mm512_srli_epi32
+#define _mm512_srli_epi32 emulated::srli_epi32
+#define _mm512_srlv_epi32 emulated::srlv_epi32
+#define _mm512_castsi512_ps emulated::castsi512_ps
+#define _mm512_broadcast_f32x4 emulated::broadcast_f32x4
+#undef _mm512_permute_ps
+#define _mm512_permute_ps emulated::permute_ps
+#define _mm512_permutevar_ps emulated::permutevar_ps
+#define _mm512_unpacklo_ps emulated::unpacklo_ps
+#define _mm512_unpackhi_ps emulated::unpackhi_ps
+#undef _mm512_shuffle_ps
+#define _mm512_shuffle_ps emulated::shuffle_ps
+#define _mm512_castps256_ps512 emulated::castps256_ps512
+#undef _mm512_insertf32x8
+#define _mm512_insertf32x8 emulated::insertf32x8
+#define _mm512_castps512_ps128 emulated::castps512_ps128
+#undef _mm512_extractf32x4_ps
+#define _mm512_extractf32x4_ps emulated::extractf32x4_ps
+#define _mm512_loadu_si512 emulated::loadu_si512
+#define _mm512_movepi32_mask emulated::movepi32_mask
+#define _mm512_cmpge_epi32_mask emulated::cmpge_epi32_mask
+#define _mm512_maskz_loadu_ps emulated::maskz_loadu_ps
+#undef _mm512_mask_i32gather_ps
+#define _mm512_mask_i32gather_ps emulated::mask_i32gather_ps

@@ -1,0 +1,343 @@
+// Every kernel table of this machine against plain double-precision loops: random shapes, odd sizes,
+// guard bytes around every buffer that is written. Run plain, under -fsanitize=address,undefined, and
+// (cross-compiled) under an emulator. Closes with a line "N passed, N failed".
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "error.h"
+#include "sparse24.h"
+
+using namespace sparse24;
+
+namespace {
+
+int passed = 0, failed = 0;
+
+void expect(bool ok, const std::string& what) {
+  ok ? ++passed : ++failed;
+  if (!ok) std::printf("FAILED %s\n", what.c_str());
+}
+
+std::mt19937 rng(24);
+
+std::int64_t pick(std::initializer_list<std::int64_t> choices) {
+  return choices.begin()[std::uniform_int_distribution<std::size_t>(0, choices.size() - 1)(rng)];
+}
+
+float normal() { return std::normal_distribution<float>()(rng); }
+
+std::vector<float> normals(std::int64_t count) {
+  std::vector<float> out(static_cast<std::size_t>(count));
+  std::generate(out.begin(), out.end(), normal);
+  return out;
+}
+
+// A 2:4 weight [rows, cols]: at most two random columns of every four, sometimes fewer.
+std::vector<float> sparse_weight(std::int64_t rows, std::int64_t cols) {
+  std::vector<float> w(static_cast<std::size_t>(rows * cols), 0.0f);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t group = 0; group < cols; group += 4) {
+      for (int kept = 0; kept < 2; ++kept) {
+        const std::int64_t column = group + pick({0, 1, 2, 3});
+        if (column < cols && pick({0, 1, 2, 3}) != 0) w[static_cast<std::size_t>(row * cols + column)] = normal();
+      }
+    }
+  }
+  return w;
+}
+
+// A buffer with guard bytes on both sides, 64-byte aligned, filled with NaN.
+class Guarded {
+ public:
+  explicit Guarded(std::int64_t floats)
+      : size_(floats), memory_(static_cast<std::size_t>(floats) + 2 * kGuard, std::numeric_limits<float>::quiet_NaN()) {
+    for (std::size_t i = 0; i < kGuard; ++i) memory_[i] = memory_[memory_.size() - 1 - i] = kMark;
+  }
+  float* data() { return memory_.data() + kGuard; }
+  bool intact() const {
+    for (std::size_t i = 0; i < kGuard; ++i) {
+      if (memory_[i] != kMark || memory_[memory_.size() - 1 - i] != kMark) return false;
+    }
+    return true;
+  }
+  std::int64_t size() const { return size_; }
+
+ private:
+  static constexpr std::size_t kGuard = 32;
+  static constexpr float kMark = 12345.0f;
+  std::int64_t size_;
+  std::vector<float> memory_;
+};
+
+struct Packed {
+  std::vector<std::byte> memory;
+  void* panels;
+};
+
+// Canonical form of a weight [rows, cols], packed by `kernels` in `groups` runs of rows.
+Packed packed(const cpu::Kernels& kernels, const std::vector<float>& w, std::int64_t rows, std::int64_t cols,
+              std::int64_t groups = 1) {
+  const std::int64_t padded = round_up(cols, 8);
+  std::vector<float> values(static_cast<std::size_t>(rows * padded / 2));
+  std::vector<std::uint8_t> indices(static_cast<std::size_t>(rows * padded / 8));
+  compress(w.data(), DType::kFloat32, rows, cols, cols, values.data(), indices.data());
+  const std::int64_t each = rows / groups;
+  const std::int64_t bytes = round_up(each, kernels.panel_rows) * (round_up(padded, cpu::kBlockCols) / cpu::kBlockCols) *
+                             (cpu::kBlockKept * 4 + 8);
+  Packed out{std::vector<std::byte>(static_cast<std::size_t>(bytes * groups + 64)), nullptr};
+  void* start = out.memory.data();
+  std::size_t space = out.memory.size();
+  out.panels = std::align(64, static_cast<std::size_t>(bytes * groups), start, space);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    kernels.pack(values.data() + g * each * padded / 2, indices.data() + g * each * padded / 8, DType::kFloat32, each,
+                 padded, static_cast<std::byte*>(out.panels) + g * bytes);
+  }
+  return out;
+}
+
+double activated(double v, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu: return v > 0 ? v : 0;
+    case Activation::kGelu: return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+    case Activation::kGeluTanh: return 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+    case Activation::kNone: break;
+  }
+  return v;
+}
+
+Activation any_activation() { return static_cast<Activation>(pick({0, 1, 2, 3})); }
+
+// The error of an fp32 sum of `terms` products against the exact one, for values of size about 1.
+bool near(float got, double exact, std::int64_t terms) {
+  const double tolerance = 2e-6 * (1 + std::abs(exact)) * std::max(1.0, std::sqrt(static_cast<double>(terms)) / 4);
+  return std::abs(static_cast<double>(got) - exact) <= tolerance;
+}
+
+void test_linear(const cpu::Kernels& kernels) {
+  const std::int64_t m = pick({1, 3, 8, 15, 16, 17, 40, 100, 520}), k = pick({1, 4, 7, 8, 30, 64, 65, 100, 200, 330});
+  const std::int64_t n = pick({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 31, 64, 113, 260}), stride = k + pick({0, 0, 1, 7});
+  const Activation activation = any_activation();
+  const auto w = sparse_weight(m, k), x = normals(n * stride), bias = normals(m);
+  const bool with_bias = pick({0, 1}) != 0;
+  const Packed weight = packed(kernels, w, m, k);
+  Guarded y(n * m);
+  kernels.linear({weight.panels, x.data(), with_bias ? bias.data() : nullptr, y.data(), n, m, k, stride, activation,
+                  static_cast<int>(pick({1, 2, 3}))});
+  bool ok = y.intact();
+  for (std::int64_t t = 0; t < n; ++t) {
+    for (std::int64_t row = 0; row < m; ++row) {
+      double sum = with_bias ? bias[static_cast<std::size_t>(row)] : 0.0;
+      for (std::int64_t c = 0; c < k; ++c) {
+        sum += double{x[static_cast<std::size_t>(t * stride + c)]} * double{w[static_cast<std::size_t>(row * k + c)]};
+      }
+      ok = ok && near(y.data()[t * m + row], activated(sum, activation), k);
+    }
+  }
+  expect(ok, message(kernels.name, " linear n ", n, " m ", m, " k ", k, " stride ", stride, " activation ",
+                     static_cast<int>(activation), " bias ", with_bias));
+}
+
+std::int64_t out_size(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t pad, std::int64_t dilation) {
+  const std::int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+void test_conv(const cpu::Kernels& kernels) {
+  const std::int64_t groups = pick({1, 1, 2, 3}), c = pick({1, 3, 4, 8, 20, 66}), o = pick({1, 5, 16, 33});
+  const std::int64_t padded_c = round_up(c, 4);
+  Conv2d a{};
+  a.batch = pick({1, 2, 3}), a.in_channels = c * groups, a.out_channels = o * groups, a.groups = groups;
+  a.height = pick({1, 5, 7, 14, 23}), a.width = pick({3, 7, 8, 14, 33});
+  a.kernel_h = pick({1, 3, 3, 2}), a.kernel_w = pick({1, 3, 3, 5});
+  a.stride_h = pick({1, 1, 2}), a.stride_w = pick({1, 1, 2, 3}), a.pad_h = pick({0, 1, 2}), a.pad_w = pick({0, 1, 2});
+  a.dilation_h = pick({1, 1, 2}), a.dilation_w = pick({1, 1, 2});
+  a.format = pick({0, 1}) != 0 ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous;
+  a.activation = any_activation(), a.threads = static_cast<int>(pick({1, 2, 3}));
+  const std::int64_t out_h = out_size(a.height, a.kernel_h, a.stride_h, a.pad_h, a.dilation_h);
+  const std::int64_t out_w = out_size(a.width, a.kernel_w, a.stride_w, a.pad_w, a.dilation_w);
+  if (out_h <= 0 || out_w <= 0) return;
+
+  const std::int64_t k = a.kernel_h * a.kernel_w * padded_c;
+  auto w = sparse_weight(a.out_channels, k);  // k = (r, s, c); channels beyond c are padding
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    if (static_cast<std::int64_t>(i) % padded_c >= c) w[i] = 0;
+  }
+  const auto x = normals(a.batch * a.in_channels * a.height * a.width), bias = normals(a.out_channels);
+  const bool last = a.format == MemoryFormat::kChannelsLast, with_bias = pick({0, 1}) != 0;
+  const auto x_at = [&](std::int64_t n, std::int64_t ch, std::int64_t y, std::int64_t xx) {
+    const std::int64_t at = last ? ((n * a.height + y) * a.width + xx) * a.in_channels + ch
+                                 : ((n * a.in_channels + ch) * a.height + y) * a.width + xx;
+    return double{x[static_cast<std::size_t>(at)]};
+  };
+  const Packed weight = packed(kernels, w, a.out_channels, k, groups);
+  Guarded y(a.batch * a.out_channels * out_h * out_w);
+  a.panels = weight.panels, a.x = x.data(), a.bias = with_bias ? bias.data() : nullptr, a.y = y.data();
+  kernels.conv2d(a);
+  bool ok = y.intact();
+  for (std::int64_t n = 0; n < a.batch; ++n) {
+    for (std::int64_t out = 0; out < a.out_channels; ++out) {
+      for (std::int64_t oy = 0; oy < out_h; ++oy) {
+        for (std::int64_t ox = 0; ox < out_w; ++ox) {
+          double sum = with_bias ? bias[static_cast<std::size_t>(out)] : 0.0;
+          for (std::int64_t r = 0; r < a.kernel_h; ++r) {
+            for (std::int64_t s = 0; s < a.kernel_w; ++s) {
+              const std::int64_t iy = oy * a.stride_h + r * a.dilation_h - a.pad_h;
+              const std::int64_t ix = ox * a.stride_w + s * a.dilation_w - a.pad_w;
+              if (iy < 0 || iy >= a.height || ix < 0 || ix >= a.width) continue;
+              for (std::int64_t ch = 0; ch < c; ++ch) {
+                sum += x_at(n, out / o * c + ch, iy, ix) *
+                       double{w[static_cast<std::size_t>(out * k + (r * a.kernel_w + s) * padded_c + ch)]};
+              }
+            }
+          }
+          const std::int64_t at = last ? ((n * out_h + oy) * out_w + ox) * a.out_channels + out
+                                       : ((n * a.out_channels + out) * out_h + oy) * out_w + ox;
+          ok = ok && near(y.data()[at], activated(sum, a.activation), k);
+        }
+      }
+    }
+  }
+  expect(ok, message(kernels.name, " conv ", last ? "channels_last" : "contiguous", " batch ", a.batch, " groups ", groups,
+                     " c ", c, " o ", o, " hw ", a.height, "x", a.width, " kernel ", a.kernel_h, "x", a.kernel_w,
+                     " stride ", a.stride_h, ",", a.stride_w, " pad ", a.pad_h, ",", a.pad_w, " dilation ", a.dilation_h,
+                     ",", a.dilation_w));
+}
+
+// Kept by rank inside every group of four along the middle axis; ties to the lower index.
+template <typename Bits>
+void test_mask(const cpu::Kernels& kernels, void (*mask24)(const cpu::Mask24&), const char* width) {
+  constexpr Bits kMagnitude = static_cast<Bits>(~Bits{0}) >> 1;
+  const std::int64_t outer = pick({1, 2, 5}), length = pick({1, 2, 3, 4, 8, 30, 64, 257}), inner = pick({1, 1, 1, 3, 9, 25, 40});
+  std::vector<Bits> w(static_cast<std::size_t>(outer * length * inner));
+  const bool ties = pick({0, 1}) != 0;
+  for (Bits& bits : w) bits = static_cast<Bits>(ties ? (rng() & 3) | (rng() & 1) << (8 * sizeof(Bits) - 1) : rng());
+  const std::vector<Bits> before = w;
+  std::vector<std::uint8_t> mask(w.size(), 2);
+  const bool prune = pick({0, 1}) != 0;
+  mask24({w.data(), outer, length, inner, mask.data(), prune, static_cast<int>(pick({1, 2}))});
+  bool ok = true;
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    const std::int64_t at = static_cast<std::int64_t>(i), p = at / inner % length, first = p / 4 * 4;
+    int ahead = 0;
+    for (std::int64_t q = first; q < std::min(first + 4, length); ++q) {
+      const Bits mine = before[i] & kMagnitude, other = before[static_cast<std::size_t>(at + (q - p) * inner)] & kMagnitude;
+      ahead += other > mine || (other == mine && q < p);
+    }
+    const bool keep = ahead < 2;
+    ok = ok && mask[i] == keep && w[i] == (prune && !keep ? Bits{0} : before[i]);
+  }
+  expect(ok, message(kernels.name, " mask ", width, " [", outer, ", ", length, ", ", inner, "] ties ", ties));
+}
+
+void test_transposable(const cpu::Kernels& kernels) {
+  const std::int64_t rows = 4 * pick({1, 2, 5}), cols = 4 * pick({1, 3, 8, 17, 33});
+  auto w = normals(rows * cols);
+  if (pick({0, 1}) != 0) w[0] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<std::uint8_t> mask(w.size(), 2);
+  kernels.transposable_mask(w.data(), DType::kFloat32, rows, cols, mask.data(), 2);
+  bool ok = true;
+  for (std::int64_t top = 0; top < rows; top += 4) {
+    for (std::int64_t left = 0; left < cols; left += 4) {
+      const auto size = [&](int i) {
+        const float v = std::abs(w[static_cast<std::size_t>((top + i / 4) * cols + left + i % 4)]);
+        return std::isnan(v) ? 1e30 : double{v};
+      };
+      double best = 0, got = 0;
+      for (int bits = 0; bits < 1 << 16; ++bits) {
+        int columns[4] = {};
+        bool legal = true;
+        for (int r = 0; r < 4 && legal; ++r) {
+          const int row = bits >> (4 * r) & 15;
+          legal = row == 3 || row == 5 || row == 6 || row == 9 || row == 10 || row == 12;
+          for (int c = 0; c < 4; ++c) columns[c] += row >> c & 1;
+        }
+        for (const int count : columns) legal = legal && count == 2;
+        if (!legal) continue;
+        double sum = 0;
+        bool chosen = true;
+        for (int i = 0; i < 16; ++i) {
+          if (bits >> i & 1) sum += size(i);
+          chosen = chosen && mask[static_cast<std::size_t>((top + i / 4) * cols + left + i % 4)] == (bits >> i & 1);
+        }
+        best = std::max(best, sum);
+        if (chosen) got = sum;
+      }
+      ok = ok && got > 0 && got >= best * (1 - 1e-6);
+    }
+  }
+  expect(ok, message(kernels.name, " transposable ", rows, "x", cols));
+}
+
+template <typename F>
+bool refused(F f, const char* text) {
+  try {
+    f();
+  } catch (const InvalidArgument& error) {
+    return std::strstr(error.what(), text) != nullptr;
+  }
+  return false;
+}
+
+void test_format() {
+  const std::int64_t rows = pick({1, 3, 10}), cols = pick({1, 4, 5, 8, 30, 64});
+  const std::int64_t padded = round_up(cols, 8);
+  auto w = sparse_weight(rows, cols);
+  w[0] = -0.0f;
+  std::vector<float> values(static_cast<std::size_t>(rows * padded / 2)), back(static_cast<std::size_t>(rows * padded));
+  std::vector<std::uint8_t> indices(static_cast<std::size_t>(rows * padded / 8));
+  compress(w.data(), DType::kFloat32, rows, cols, cols, values.data(), indices.data());
+  expand(values.data(), indices.data(), DType::kFloat32, rows, padded, back.data());
+  bool ok = true;
+  for (std::int64_t i = 0; i < rows * padded; ++i) {
+    const float was = i % padded < cols ? w[static_cast<std::size_t>(i / padded * cols + i % padded)] : 0.0f;
+    ok = ok && back[static_cast<std::size_t>(i)] == was && !(was == 0 && std::signbit(back[static_cast<std::size_t>(i)]));
+  }
+  expect(ok, message("format ", rows, "x", cols));
+
+  indices.back() = 0;  // both indices of a group equal
+  expect(refused([&] { expand(values.data(), indices.data(), DType::kFloat32, rows, padded, back.data()); }, "damaged indices"),
+         "equal indices are refused");
+  std::vector<float> dense(8, 1.0f);
+  expect(refused([&] { compress(dense.data(), DType::kFloat32, 1, 8, 8, values.data(), indices.data()); }, "row 0, group 0"),
+         "dense weights are refused");
+}
+
+}  // namespace
+
+int main() {
+  std::vector<const cpu::Kernels*> all = {&cpu::scalar::kernels};
+#if defined(__x86_64__)
+  if (cpu::avx2::kernels.runs_here()) {
+    all.push_back(&cpu::avx2::kernels);
+#if !defined(SPARSE24_EMULATE_AVX512)
+    if (cpu::avx512::kernels.runs_here())
+#endif
+      all.push_back(&cpu::avx512::kernels);
+  }
+#elif defined(__aarch64__)
+  all.push_back(&cpu::neon::kernels);
+#endif
+  for (int round = 0; round < 60; ++round) {
+    test_format();
+    for (const cpu::Kernels* kernels : all) {
+      test_linear(*kernels);
+      test_conv(*kernels);
+      test_mask<std::uint32_t>(*kernels, kernels->mask24_32, "32");
+      test_mask<std::uint16_t>(*kernels, kernels->mask24_16, "16");
+      if (round < 5) test_transposable(*kernels);
+    }
+  }
+  std::printf("kernels:");
+  for (const cpu::Kernels* kernels : all) std::printf(" %s", kernels->name);
+  std::printf("\n%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
