@@ -208,7 +208,8 @@ def test_fashion_mnist_is_read_where_it_lies(monkeypatch: pytest.MonkeyPatch, tm
     for name in recipe._FASHION_FILES:
         write_idx(tmp_path / f"{name}.gz", pixels if "images" in name else labels)
     monkeypatch.setattr(recipe, "FASHION", tmp_path)
-    images, _ = recipe.load_images(quick=True)
+    assert recipe.load_images(quick=True)[0].name == "digits 8x8"
+    images, _ = recipe.load_images(quick=False)
     assert images.name == "Fashion-MNIST 28x28"
     assert torch.equal(images.train[0][:, 0] * 255, torch.from_numpy(pixels).float())
     assert images.test[1].tolist() == labels.tolist()

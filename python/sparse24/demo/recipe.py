@@ -45,8 +45,8 @@ class Plan(NamedTuple):
 
 
 def load_images(quick: bool) -> tuple[Images, Plan]:
-    """Fashion-MNIST where its files are on the machine, else scikit-learn's digits; with a plan that fits."""
-    if not all((FASHION / f"{name}.gz").exists() for name in _FASHION_FILES):
+    """Fashion-MNIST where its files are on the machine, else, or for ``quick``, scikit-learn's digits."""
+    if quick or not all((FASHION / f"{name}.gz").exists() for name in _FASHION_FILES):
         plan = Plan(1, 2, 1297, 500) if quick else Plan(2, 5, 1297, 500)
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
@@ -54,7 +54,7 @@ def load_images(quick: bool) -> tuple[Images, Plan]:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
         train, test = order[: plan.train_images], order[plan.train_images :]
         return Images("digits 8x8", (images[train], labels[train]), (images[test], labels[test])), plan
-    plan = Plan(1, 1, 1500, 1000) if quick else Plan(1, 3, 3000, 2000)
+    plan = Plan(1, 3, 3000, 2000)
     arrays = [_read_idx(FASHION / f"{name}.gz") for name in _FASHION_FILES]
     sizes = (plan.train_images, plan.train_images, plan.test_images, plan.test_images)
     cut = [array[:size] for array, size in zip(arrays, sizes, strict=True)]
