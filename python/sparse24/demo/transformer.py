@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib.util
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,20 +108,33 @@ def _here(name: str) -> str:
     return name
 
 
-def load(folder: Path) -> tuple[SentenceEncoder, Tokenizer]:
-    """The encoder with its pretrained weights, and its tokenizer."""
-    state = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if not name.startswith(_UNUSED):
-            state[_here(name)] = tensor
+def encoder_for(state: Mapping[str, Tensor]) -> SentenceEncoder:
+    """An encoder, in eval mode, of the sizes that a state_dict, dense or compressed, was saved with."""
     vocabulary, width = state["words.weight"].shape
     inner = len(state["layers.0.expand.bias"])
     depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-    encoder = SentenceEncoder(vocabulary, len(state["positions.weight"]), width, inner, depth)
+    return SentenceEncoder(vocabulary, len(state["positions.weight"]), width, inner, depth).eval()
+
+
+def load(folder: Path) -> SentenceEncoder:
+    """The encoder with its pretrained weights."""
+    file = load_file(folder / "model.safetensors")
+    state = {_here(name): tensor for name, tensor in file.items() if not name.startswith(_UNUSED)}
+    encoder = encoder_for(state)
     encoder.load_state_dict(state)
+    return encoder
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The encoder's tokenizer; a batch is padded to its longest sentence."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-    return encoder.eval(), tokenizer
+    return tokenizer
+
+
+def tokens_of(tokenizer: Tokenizer, sentences: Sequence[str]) -> Tensor:
+    """Sentences to tokens [N, L], padded with zeros."""
+    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(sentences))])
 
 
 def run(quick: bool, out: Path, progress: Progress) -> Outcome:
@@ -132,9 +146,8 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
     seconds = 0.7 if quick else 2.5
     progress.start(TITLE, 3 + len(_LAYERS) + len(batches))
     progress.now("load")
-    dense, tokenizer = load(folder)
-    sentences = [sentence for pair in PAIRS for sentence in pair]
-    tokens = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(sentences)])
+    dense = load(folder)
+    tokens = tokens_of(load_tokenizer(folder), [sentence for pair in PAIRS for sentence in pair])
     progress.now("prune and convert")
     sparse = copy.deepcopy(dense)
     Sparsifier(sparse).prune()
