@@ -435,7 +435,6 @@ def test_changed_indices_are_seen(packs: list[int]) -> None:
 @pytest.mark.parametrize("swap_data", [False, True])
 def test_panels_die_with_their_module(kind: str, swap_data: bool) -> None:
     gc.collect()
-    ops._drop_dead_panels()
     before = set(ops._panels)
     module, x = packable(kind)
     module(x)

@@ -15,16 +15,14 @@ indices of a group always increase.
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import Library, register_fake
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import _C
 
@@ -33,6 +31,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 #: Names of the fused activations, in the order of the C++ enum.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
+_ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 _DTYPES = {
     torch.float32: 0,
@@ -126,6 +125,8 @@ def _prune_cpu_(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
         return prune_torch_(weight, n, m, dim)
     dim = _check_pattern(weight, n, m, dim)
     mask = torch.empty(weight.shape, dtype=torch.bool)
+    if not weight.is_inference():
+        torch.autograd.graph.increment_version(weight)
     _C.nm_prune(
         weight.data_ptr(), _DTYPES[weight.dtype], *_split_at(weight, dim), n, m, mask.data_ptr(),
         torch.get_num_threads(),
@@ -243,7 +244,7 @@ def _names(dtypes: Sequence[torch.dtype] | dict[torch.dtype, int]) -> str:
 def _compress(weight: Tensor) -> tuple[Tensor, Tensor]:
     _check_compressible(weight)
     *lead, cols = weight.shape
-    flat = weight.detach().cpu().reshape(-1, cols).contiguous()
+    flat = weight.detach().cpu().reshape(weight.shape[:-1].numel(), cols).contiguous()
     padded = round_up(cols, 8)
     values = torch.empty((*lead, padded // 2), dtype=weight.dtype)
     indices = torch.empty((*lead, padded // 8), dtype=torch.uint8)
@@ -287,37 +288,23 @@ def _(values: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Panels(NamedTuple):
-    storage: StorageWeakRef
+    owner: weakref.ref[Tensor]  # the `values` they were packed from
+    values: int  # addresses and versions at that time: a moved or changed weight is packed again
+    indices: int
     version: int
+    groups: int
     packed: Tensor
+    address: int
 
 
-_panels: dict[tuple[int, int, int, int], _Panels] = {}
-_panels_lock = threading.Lock()
-
-
-def _drop_dead_panels() -> None:
-    with _panels_lock:
-        for key in [key for key, entry in _panels.items() if entry.storage.expired()]:
-            del _panels[key]
+_panels: dict[int, _Panels] = {}  # by id(values), for as long as that tensor lives
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _panels_of(values: Tensor, indices: Tensor, groups: int) -> Tensor:
-    """The panels of a compressed weight, packed at the first call and again when it changes.
-
-    Keyed by the storage of ``values`` (held weakly, so its address cannot be reused) and its version.
-    """
-    storage = values.untyped_storage()
-    key = (storage._cdata, values.storage_offset(), indices.data_ptr(), groups)
-    version = _version(values) + _version(indices)
-    entry = _panels.get(key)
-    if entry is not None and entry.version == version:
-        return entry.packed
-    _drop_dead_panels()
+def _pack(values: Tensor, indices: Tensor, groups: int) -> _Panels:
     rows, padded = values.shape[0], 2 * values.shape[1]
     packed = torch.empty(_C.panels_bytes(rows // groups, padded) * groups, dtype=torch.uint8)
     dense_values, dense_indices = values.detach().contiguous(), indices.contiguous()
@@ -325,10 +312,38 @@ def _panels_of(values: Tensor, indices: Tensor, groups: int) -> Tensor:
         dense_values.data_ptr(), dense_indices.data_ptr(), _DTYPES[values.dtype], rows, padded, groups,
         packed.data_ptr(),
     )  # fmt: skip
-    with _panels_lock:
-        _panels[key] = _Panels(StorageWeakRef(storage), version, packed)
-    weakref.finalize(values, _panels.pop, key, None)
-    return packed
+    return _Panels(
+        weakref.ref(values), values.data_ptr(), indices.data_ptr(), _version(values) + _version(indices),
+        groups, packed, packed.data_ptr(),
+    )  # fmt: skip
+
+
+def _panels_of(values: Tensor, indices: Tensor, groups: int) -> _Panels | None:
+    """The panels of a weight that has not changed since it was packed, else None.
+
+    A hit also says that ``values`` and ``indices`` have passed the checks of the operator before.
+    Callers keep the entry while a kernel reads it: another thread may replace it meanwhile.
+    """
+    entry = _panels.get(id(values))
+    if (
+        entry is None
+        or entry.owner() is not values
+        or entry.groups != groups
+        or entry.values != values.data_ptr()
+        or entry.indices != indices.data_ptr()
+        or entry.version != _version(values) + _version(indices)
+    ):
+        return None
+    return entry
+
+
+def _pack_panels(values: Tensor, indices: Tensor, groups: int) -> _Panels:
+    """Pack a checked weight and keep its panels until ``values`` is gone."""
+    key = id(values)
+    if key not in _panels:
+        weakref.finalize(values, _panels.pop, key, None)
+    entry = _panels[key] = _pack(values, indices, groups)
+    return entry
 
 
 # ---- linear -----------------------------------------------------------------------------------------
@@ -395,30 +410,61 @@ def linear_torch(
 def _linear_cpu(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
-    _check_linear(input, values, indices, bias, activation)
-    rows, cols = values.shape[0], input.shape[-1]
-    x = input.reshape(-1, cols).to(torch.float32)
-    if x.stride(1) != 1:
+    # Microseconds count here: a hit in the cache stands for the checks of the weight.
+    panels = _panels_of(values, indices, 1)
+    if panels is None:
+        _check_linear(input, values, indices, bias, activation)
+        panels = _pack_panels(values, indices, 1)
+    rows, half = values.shape
+    dtype = values.dtype
+    if (
+        input.dtype is not dtype
+        or input.dim() == 0
+        or not 2 * half - 8 < input.shape[-1] <= 2 * half
+        or activation not in _ACTIVATION_CODES
+        or (bias is not None and (bias.dtype is not dtype or bias.shape != (rows,)))
+    ):
+        _check_linear(input, values, indices, bias, activation)
+    *lead, cols = input.shape
+    if cols == 0:
+        return linear_torch(input, values, indices, bias, activation)
+    x = input
+    if dtype is not torch.float32:
+        x, bias = input.float(), None if bias is None else bias.float()
+    if not x.is_contiguous() and (x.dim() != 2 or x.stride(1) != 1):
         x = x.contiguous()
-    output = torch.empty((*input.shape[:-1], rows))
-    bias32 = None if bias is None else bias.to(torch.float32).contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    output = torch.empty((*lead, rows), dtype=torch.float32)
     _C.linear(
-        _panels_of(values, indices, 1).data_ptr(),
-        x.data_ptr(),
-        0 if bias32 is None else bias32.data_ptr(),
-        output.data_ptr(),
-        x.shape[0],
-        rows,
-        cols,
-        x.stride(0),
-        ACTIVATIONS.index(activation),
-        torch.get_num_threads(),
-    )
-    return output.to(input.dtype)
+        panels.address, x.data_ptr(), 0 if bias is None else bias.data_ptr(), output.data_ptr(),
+        x.numel() // cols, rows, cols, cols if x.dim() != 2 else x.stride(0),
+        _ACTIVATION_CODES[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return output if dtype is torch.float32 else output.to(dtype)
 
 
 _library.impl("linear", linear_torch, "CompositeExplicitAutograd")
 _library.impl("linear", _linear_cpu, "CPU")
+
+
+def _under_autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    """The product as autocast sees it: in the weight's dtype (its panels exist), out in autocast's."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def product(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            bias = None if bias is None else bias.to(values.dtype)
+            output = operator(input.to(values.dtype), values, indices, bias, *rest)
+            return output.to(torch.get_autocast_dtype(device))
+
+    return product
+
+
+for _device in ("cpu", "cuda"):
+    _library.impl(
+        "linear", _under_autocast(torch.ops.sparse24.linear.default, _device), f"Autocast{_device.upper()}"
+    )
 
 
 @register_fake("sparse24::linear", lib=_library)
@@ -481,9 +527,10 @@ def _check_conv2d(
         lambda: f"conv2d needs an input [N, C, H, W], not {tuple(input.shape)}",
     )
     torch._check_value(
-        min(*kernel_size, *stride, *dilation, groups) > 0 and min(padding) >= 0,
-        lambda: "kernel_size, stride, dilation and groups must be positive and padding not negative, not "
-        f"{list(kernel_size)}, {list(stride)}, {list(dilation)}, {groups} and {list(padding)}",
+        min(*kernel_size, *stride, *dilation, groups, input.shape[1]) > 0 and min(padding) >= 0,
+        lambda: "kernel_size, stride, dilation, groups and the channels must be positive and padding not "
+        f"negative, not {list(kernel_size)}, {list(stride)}, {list(dilation)}, {groups}, {input.shape[1]} "
+        f"and {list(padding)}",
     )
     channels = input.shape[1]
     k = kernel_size[0] * kernel_size[1] * round_up(channels // groups, 4)
@@ -525,24 +572,28 @@ def _conv2d_cpu(
     batch, channels, height, width = x.shape
     out_channels = values.shape[0]
     out_size = _conv_out_size(input, kernel_size, stride, padding, dilation)
-    output = torch.empty((batch, out_channels, *out_size), memory_format=layout)
+    output = torch.empty((batch, out_channels, *out_size), dtype=torch.float32, memory_format=layout)
     bias32 = None if bias is None else bias.to(torch.float32).contiguous()
+    panels = _panels_of(values, indices, groups)
+    if panels is None:
+        panels = _pack_panels(values, indices, groups)
     _C.conv2d(
-        _panels_of(values, indices, groups).data_ptr(),
-        x.data_ptr(),
-        0 if bias32 is None else bias32.data_ptr(),
-        output.data_ptr(),
+        panels.address, x.data_ptr(), 0 if bias32 is None else bias32.data_ptr(), output.data_ptr(),
         (batch, channels, height, width, out_channels),
         (*kernel_size, *stride, *padding, *dilation, groups),
-        channels_last,
-        ACTIVATIONS.index(activation),
-        torch.get_num_threads(),
-    )
+        channels_last, _ACTIVATION_CODES[activation], torch.get_num_threads(),
+    )  # fmt: skip
     return output.to(input.dtype)
 
 
 _library.impl("conv2d", conv2d_torch, "CompositeExplicitAutograd")
 _library.impl("conv2d", _conv2d_cpu, "CPU")
+
+
+for _device in ("cpu", "cuda"):
+    _library.impl(
+        "conv2d", _under_autocast(torch.ops.sparse24.conv2d.default, _device), f"Autocast{_device.upper()}"
+    )
 
 
 @register_fake("sparse24::conv2d", lib=_library)
