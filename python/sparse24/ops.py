@@ -26,6 +26,9 @@ from torch.library import Library, register_fake
 
 from . import _C
 
+#: What a backend that failed or is missing raises; mistakes of the caller are ValueError and TypeError.
+Error = _C.Error
+
 _library = Library("sparse24", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
@@ -172,9 +175,10 @@ def _transposable_mask_cpu(weight: Tensor) -> Tensor:
         return transposable_mask_torch(weight)
     _check_transposable(weight)
     weight = weight.contiguous()
+    rows, cols = weight.shape
     mask = torch.empty(weight.shape, dtype=torch.bool)
     _C.transposable_mask(
-        weight.data_ptr(), _DTYPES[weight.dtype], *weight.shape, mask.data_ptr(), torch.get_num_threads()
+        weight.data_ptr(), _DTYPES[weight.dtype], rows, cols, mask.data_ptr(), torch.get_num_threads()
     )
     return mask
 
