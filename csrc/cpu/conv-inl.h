@@ -5,10 +5,15 @@
 // padded to a multiple of four. A tile is filled tap by tap: from channels_last by rows of channels,
 // as in a linear layer; from contiguous inputs by runs of pixels of one channel.
 
-// Output pixels of one tile: where each one's window starts in the input.
+// Output pixels of one tile: where each one's window starts in the input. y and x may lie in the padding.
 struct Pixels {
   std::int64_t image[kMaxVectors * kLanes];
-  std::int32_t y[kMaxVectors * kLanes], x[kMaxVectors * kLanes];  // may lie in the padding
+  std::int32_t y[kMaxVectors * kLanes], x[kMaxVectors * kLanes];
+
+  bool inside(std::int64_t lane, std::int64_t dy, std::int64_t dx, const Conv2d& a) const {
+    return static_cast<std::uint64_t>(y[lane] + dy) < static_cast<std::uint64_t>(a.height) &&
+           static_cast<std::uint64_t>(x[lane] + dx) < static_cast<std::uint64_t>(a.width);
+  }
 };
 
 struct ConvShape {
@@ -50,10 +55,8 @@ struct ChannelRows {
     const std::int64_t dy = tap / s.a.kernel_w * s.a.dilation_h, dx = tap % s.a.kernel_w * s.a.dilation_w;
     for (std::int64_t i = 0; i < lanes; ++i) {
       const std::int64_t y = pixels.y[i] + dy, x = pixels.x[i] + dx;
-      const bool inside = y >= 0 && y < s.a.height && x >= 0 && x < s.a.width;
-      rows[i] = !inside ? zeros
-                        : s.a.x + ((pixels.image[i] * s.a.height + y) * s.a.width + x) * s.a.in_channels +
-                              group * s.channels;
+      const float* row = s.a.x + ((pixels.image[i] * s.a.height + y) * s.a.width + x) * s.a.in_channels;
+      rows[i] = pixels.inside(i, dy, dx, s.a) ? row + group * s.channels : zeros;
     }
   }
 
@@ -86,11 +89,19 @@ struct PixelRuns {
     for (std::int64_t begin = 0; begin < lanes; begin += kLanes) {
       Vector& v = vectors_[begin / kLanes];
       v.base = s.a.x + (pixels.image[begin] * s.a.in_channels + group * s.channels) * plane;
+      const std::int64_t last = begin + kLanes - 1;
+      const bool one_row = pixels.x[last] - pixels.x[begin] == kLanes - 1 && pixels.y[last] == pixels.y[begin] &&
+                           pixels.image[last] == pixels.image[begin] && s.a.stride_w == 1;
+      if (one_row && pixels.inside(begin, dy, dx, s.a) && pixels.inside(last, dy, dx, s.a)) {
+        v.kind = Kind::kWhole;
+        v.run[0].from = v.base + (pixels.y[begin] + dy) * s.a.width + pixels.x[begin] + dx;
+        continue;
+      }
       for (std::int64_t lane = 0; lane < kLanes; ++lane) {
         const std::int64_t y = pixels.y[begin + lane] + dy, x = pixels.x[begin + lane] + dx;
-        const bool inside = y >= 0 && y < s.a.height && x >= 0 && x < s.a.width;
         const std::int64_t image = pixels.image[begin + lane] - pixels.image[begin];
-        v.offsets[lane] = inside ? static_cast<std::int32_t>(image * s.a.in_channels * plane + y * s.a.width + x) : kOutside;
+        const std::int64_t offset = image * s.a.in_channels * plane + y * s.a.width + x;
+        v.offsets[lane] = pixels.inside(begin + lane, dy, dx, s.a) ? static_cast<std::int32_t>(offset) : kOutside;
       }
       find_runs(v);
     }
@@ -118,28 +129,36 @@ struct PixelRuns {
     v.kind = runs == 0 ? Kind::kZero : runs == 2 ? Kind::kTwoRuns : all ? Kind::kWhole : Kind::kOneRun;
   }
 
+  // A few channels at a time, so that their pages and lines stay at hand from vector to vector.
   void pack(const ConvShape& s, std::int64_t vectors, std::int64_t channel, std::int64_t count, float* tile) const {
-    const std::int64_t plane = s.a.height * s.a.width;
+    constexpr std::int64_t kChannels = 16;
+    const std::int64_t plane = s.a.height * s.a.width, stride = vectors * kLanes;
     const std::int64_t present = s.channels - channel < count ? s.channels - channel : count;
-    const std::int64_t stride = vectors * kLanes;
-    for (std::int64_t c = 0; c < present; ++c) {
-      const std::int64_t from = (channel + c) * plane;
-      float* out = tile + c * stride;
-      for (std::int64_t i = 0; i < vectors; ++i, out += kLanes) {
-        const Vector& v = vectors_[i];
-        switch (v.kind) {
-          case Kind::kZero: store(out, zero()); break;
-          case Kind::kWhole: store(out, load(v.run[0].from + from)); break;
-          case Kind::kOneRun: store(out, load_masked(v.run[0].from + from, v.run[0].lanes)); break;
-          case Kind::kTwoRuns:
-            store(out, add(load_masked(v.run[0].from + from, v.run[0].lanes),
-                           load_masked(v.run[1].from + from, v.run[1].lanes)));
-            break;
-          case Kind::kLanewise: store(out, load_lanes(v.base + from, v.offsets)); break;
-        }
+    for (std::int64_t c = 0; c < present; c += kChannels) {
+      const std::int64_t channels = present - c < kChannels ? present - c : kChannels;
+      for (std::int64_t i = 0; i < vectors; ++i) {
+        pack_vector(vectors_[i], (channel + c) * plane, plane, channels, stride, tile + c * stride + i * kLanes);
       }
     }
     for (std::int64_t c = present; c < count; ++c) std::memset(tile + c * stride, 0, static_cast<std::size_t>(stride) * 4);
+  }
+
+  static void pack_vector(const Vector& v, std::int64_t from, std::int64_t plane, std::int64_t channels,
+                          std::int64_t stride, float* out) {
+    const auto each_channel = [&](auto load_channel) {
+      for (std::int64_t c = 0; c < channels; ++c, from += plane, out += stride) store(out, load_channel(from));
+    };
+    switch (v.kind) {
+      case Kind::kZero: return each_channel([](std::int64_t) { return zero(); });
+      case Kind::kWhole: return each_channel([&](std::int64_t at) { return load(v.run[0].from + at); });
+      case Kind::kOneRun:
+        return each_channel([&](std::int64_t at) { return load_masked(v.run[0].from + at, v.run[0].lanes); });
+      case Kind::kTwoRuns:
+        return each_channel([&](std::int64_t at) {
+          return add(load_masked(v.run[0].from + at, v.run[0].lanes), load_masked(v.run[1].from + at, v.run[1].lanes));
+        });
+      case Kind::kLanewise: return each_channel([&](std::int64_t at) { return load_lanes(v.base + at, v.offsets); });
+    }
   }
 };
 
