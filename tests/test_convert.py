@@ -307,6 +307,14 @@ def wrapped_weight() -> nn.Module:
     return layer
 
 
+def weight_as_attribute() -> nn.Module:
+    layer = nn.Linear(16, 8)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    return layer
+
+
 class NamedTensor(torch.Tensor):
     pass
 
@@ -322,6 +330,7 @@ STAY = {
     "weight norm": (lambda: parametrizations.weight_norm(nn.Linear(16, 8)), "parametrized (weight)"),
     "torch prune": (masked_by_hook, "holds more than a Linear does: weight_orig, weight_mask"),
     "replaced forward": (replaced_forward, "its forward was replaced by hand"),
+    "plain weight": (weight_as_attribute, "weight is not a parameter"),
     "state hooks": (renamed_state, "has hooks that know its weight's name (_state_dict_hooks)"),
     "lazy": (lambda: nn.LazyLinear(8), "LazyLinear has no weight yet: run a batch through"),
     "meta": (lambda: nn.Linear(16, 8, device="meta"), "weight is on the meta device"),

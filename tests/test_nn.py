@@ -171,6 +171,10 @@ def test_linear_classes_refuse_other_modules_and_missing_data() -> None:
         SparseLinear.from_dense(nn.Conv2d(4, 4, 1))
     with pytest.raises(ValueError, match="meta"):
         SparseLinear.from_dense(nn.Linear(4, 4, device="meta"))
+    with pytest.raises(ValueError, match=r"\[out_features, in_features\], not \(8,\)"):
+        SparseLinear.from_weight(torch.zeros(8))
+    with pytest.raises(KeyError, match="weight"):
+        SparseLinear(4, 4).weight = nn.Parameter(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="'swish'"):
         SparseLinear(4, 4, activation="swish")
     with pytest.raises(ValueError, match=r"relu.*nn\.Linear cannot hold"):
@@ -643,6 +647,10 @@ def test_attention_and_dense_convert_into_each_other_exactly(options: dict[str, 
     twin.load_state_dict(sparse.state_dict())
     inputs = attention_inputs(dense)
     assert torch.equal(twin(*inputs)[0], sparse(*inputs)[0])
+
+
+def test_attention_repr_names_its_shape() -> None:
+    assert "embed_dim=16, num_heads=4, batch_first=True" in repr(attention_pair(batch_first=True)[1])
 
 
 def test_attention_drops_out_in_training_only() -> None:

@@ -53,10 +53,8 @@ def compress_matrix(
         values, indices = torch.ops.sparse24.compress(matrix)
     except ValueError:
         over = masks._crowded(matrix, masks.Pattern(2, 4), dim=1)
-        first = over.flatten().nonzero()[:1]
-        if not len(first):
-            raise
-        raise NotSparse24Error(place(*divmod(int(first), over.shape[1])), shape) from None
+        first = int(over.flatten().nonzero()[0])
+        raise NotSparse24Error(place(*divmod(first, over.shape[1])), shape) from None
     return values, indices
 
 
@@ -80,7 +78,14 @@ class CompressedModule(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, rows: int, columns: int, bias: bool, activation: str, device: Any, dtype: torch.dtype | None
+        self,
+        rows: int,
+        columns: int,
+        *,
+        bias: bool,
+        activation: str,
+        device: Any,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype

@@ -29,7 +29,8 @@ class SparseLinear(CompressedModule):
 
     ``values`` [out, K/2] in the weight's dtype and ``indices`` uint8 [out, K/8], with K = in_features
     rounded up to 8, have one layout on every device, so a ``state_dict`` saved on a GPU loads on a CPU.
-    A new module holds zeros: fill it with :meth:`from_dense` or ``load_state_dict``.
+    A new module holds zeros: fill it with :meth:`from_dense` or ``load_state_dict``. Inside torch's own
+    transformer layers let ``to_sparse`` place it: their fused path would read ``weight`` and run dense.
 
     Equivalent to ``activation(F.linear(input, self.weight, self.bias))``.
 
@@ -51,7 +52,9 @@ class SparseLinear(CompressedModule):
         dtype: torch.dtype | None = None,
         activation: str = "none",
     ) -> None:
-        super().__init__(out_features, in_features, bias, activation, device, dtype)
+        super().__init__(
+            out_features, in_features, bias=bias, activation=activation, device=device, dtype=dtype
+        )
         self.in_features = in_features
         self.out_features = out_features
 
@@ -66,7 +69,7 @@ class SparseLinear(CompressedModule):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight [out_features, in_features], decompressed at every read."""
+        """The dense weight [out_features, in_features], decompressed at every read: a copy."""
         matrix: Tensor = torch.ops.sparse24.decompress(self.values, self.indices)
         return matrix[:, : self.in_features]
 
@@ -89,8 +92,11 @@ class SparseLinear(CompressedModule):
         """Compress a 2:4 weight [out_features, in_features] and a bias [out_features].
 
         Raises:
-            ValueError: the weight is not 2:4 along dim 1 (row and group are named), or has no data.
+            ValueError: the weight is not a matrix, not 2:4 along dim 1 (row and columns are named), or
+                has no data.
         """
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be [out_features, in_features], not {tuple(weight.shape)}")
         rows, columns = weight.shape
         module = cls(columns, rows, bias is not None, weight.device, dtype or weight.dtype)
 
@@ -159,7 +165,7 @@ class SparseConv2d(CompressedModule):
             device="meta",
         )  # fmt: skip
         columns = math.prod(like.kernel_size) * ops.round_up(in_channels // groups, 4)
-        super().__init__(out_channels, columns, bias, activation, device, dtype)
+        super().__init__(out_channels, columns, bias=bias, activation=activation, device=device, dtype=dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = like.kernel_size
@@ -205,7 +211,7 @@ class SparseConv2d(CompressedModule):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight [out_channels, in_channels / groups, R, S], decompressed at every read."""
+        """The dense weight [out_channels, in_channels / groups, R, S], decompressed at every read: a copy."""
         matrix = torch.ops.sparse24.decompress(self.values, self.indices)
         return ops.conv_matrix_to_weight(matrix, self.in_channels // self.groups, self.kernel_size)
 
