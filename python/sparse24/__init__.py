@@ -2,20 +2,24 @@
 
 from .attention import SparseMultiheadAttention
 from .convert import to_dense, to_sparse
+from .doctor import backend
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
 from .nn import SparseConv2d, SparseLinear
+from .ops import Error
 from .report import Report, Row
 from .sparsifier import Sparsifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Error",
     "Report",
     "Row",
     "SparseConv2d",
     "SparseLinear",
     "SparseMultiheadAttention",
     "Sparsifier",
+    "backend",
     "compress",
     "decompress",
     "is_sparse24",

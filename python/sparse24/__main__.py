@@ -1,0 +1,113 @@
+"""The command line: ``sparse24 demo | doctor | report MODEL | prune IN OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import __version__, doctor, io
+from .io import FileError
+
+_Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; default: those of the process.
+
+    Returns:
+        The exit status: 0, 1 where what was asked for failed, 2 for a mistake of the user, which a line on
+        stderr explains.
+    """
+    options = _parser().parse_args(arguments)
+    run: _Command = options.run
+    try:
+        status = run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has left: nothing is wrong, and nothing can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FileError, OSError) as error:
+        print(f"sparse24 {options.command}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparse24",
+        description="2:4 structured sparsity for PyTorch: prune, retrain, store at half the size.",
+    )
+    parser.add_argument("--version", action="version", version=f"sparse24 {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="prune, retrain, compress and time real networks here")
+    demo.add_argument("--quick", action="store_true", help="smaller problems: under a minute")
+    demo.add_argument("--out", type=Path, default=Path("sparse24-demo"), help="folder (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    check = commands.add_parser("doctor", help="what runs on this machine, and does it compute right")
+    check.add_argument("--json", action="store_true", help="for a program to read")
+    check.set_defaults(run=_doctor)
+
+    report = commands.add_parser("report", help="which weights of a file are 2:4, and what they weigh")
+    report.add_argument("model", type=Path, metavar="MODEL", help=".safetensors, or written by torch.save")
+    report.set_defaults(run=_report)
+
+    prune = commands.add_parser("prune", help="prune the weights of a file to 2:4 by magnitude")
+    prune.add_argument("source", type=Path, metavar="IN", help="a state_dict: .safetensors or torch.save")
+    prune.add_argument("target", type=Path, metavar="OUT", help="in the same format; not IN")
+    prune.add_argument(
+        "--select",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="prune these tensors alone (names or patterns like 'encoder.*.weight'; may be repeated)",
+    )
+    prune.set_defaults(run=_prune)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    status: int = importlib.import_module(".demo", __package__).main(quick=options.quick, out=options.out)
+    return status
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    diagnosis = doctor.diagnose()
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(diagnosis), "healthy": diagnosis.healthy}, indent=2))
+    else:
+        print(diagnosis)
+    return 0 if diagnosis.healthy else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    print(io.report(io.read(options.model)))
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    source, target = options.source, options.target
+    if io.is_safetensors(source) != io.is_safetensors(target):
+        raise FileError(f"{target}: IN and OUT must both end in .safetensors, or both not")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise FileError(f"{target}: is IN itself, which is never overwritten; give another name")
+    pruned, report = io.prune(io.read(source), options.select)
+    print(report)
+    if not report.done:
+        raise FileError(f"{source}: nothing to prune, so {target} was not written")
+    io.write(pruned, target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
