@@ -23,7 +23,7 @@ from torch import nn
 
 from sparse24 import SparseLinear, demo, timing, to_sparse
 from sparse24.demo import recipe, sentences, tables, transformer
-from sparse24.demo.outcome import Progress
+from sparse24.demo.outcome import Progress, speed_row
 from sparse24.demo.recipe import Images, Plan
 
 
@@ -315,6 +315,11 @@ def test_the_machine_is_named() -> None:
 
 def test_units_have_three_digits() -> None:
     assert [timing.in_units(t) for t in (2.5, 0.0123456, 3.4e-6)] == ["2.5 s", "12.3 ms", "3.4 us"]
+
+
+def test_a_losing_shape_is_called_slower() -> None:
+    assert speed_row("a", timing.Pair(3e-3, 1e-3)) == ("a", "3 ms", "1 ms", "3.00x faster")
+    assert speed_row("a", timing.Pair(1e-3, 2e-3))[-1] == "2.00x slower"
 
 
 def test_gemm_and_conv_rows_measure_what_they_say() -> None:

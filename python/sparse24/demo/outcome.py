@@ -67,7 +67,9 @@ def save_both(dense: nn.Module, sparse: nn.Module, out: Path, name: str) -> tupl
 
 def speed_row(name: str, pair: Pair) -> tuple[str, ...]:
     """A table row: what, dense, sparse, ratio."""
-    return name, in_units(pair.dense), in_units(pair.sparse), f"{pair.speedup:.2f}x faster"
+    faster = pair.speedup >= 1
+    ratio = f"{pair.speedup:.2f}x faster" if faster else f"{1 / pair.speedup:.2f}x slower"
+    return name, in_units(pair.dense), in_units(pair.sparse), ratio
 
 
 def size_row(name: str, sizes: tuple[int, int]) -> tuple[str, ...]:
