@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from sparse24 import SparseLinear, ops
 from sparse24.report import format_table
 from sparse24.timing import Machine, interleaved_medians
-from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 LINEAR_SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096)]  # (out, in): BERT-Large
@@ -68,6 +69,10 @@ def tera(operations: float, seconds: float) -> str:
     return f"{operations / seconds / 1e9:.0f}"
 
 
+def ratios(sparse: float, *rivals: float) -> list[str]:
+    return [f"{rival / sparse:.2f}" for rival in rivals]
+
+
 @contextlib.contextmanager
 def numpy_threads(count: int) -> Iterator[str]:
     """OpenBLAS limited to ``count`` threads; yields its name for the caption."""
@@ -103,10 +108,14 @@ def bench_linear(threads: int, seconds: float) -> Table:
             )
             best, work = min(dense, best), 2.0 * m * k * n
             rows.append(
-                [f"{m}, {k}", str(n), tera(work, dense), tera(work, best), tera(work, sparse)]
-                + [f"{dense / sparse:.2f}", f"{best / sparse:.2f}"]
+                [
+                    f"{m}, {k}",
+                    str(n),
+                    *(tera(work, t) for t in (dense, best, sparse)),
+                    *ratios(sparse, dense, best),
+                ]
             )
-    caption = f"Linear fp32, warm. GF/s of the dense product's operations; best dense: the faster of torch and {blas}."
+    caption = f"Linear fp32, warm. Best dense: the faster of torch and {blas}."
     return Table("linear", caption, rows)
 
 
@@ -135,9 +144,9 @@ def bench_decode(seconds: float) -> Table:
                     str(n),
                     f"{dense * 1e6:.0f} us",
                     f"{sparse * 1e6:.0f} us",
-                    f"{dense / sparse:.2f}",
+                    *ratios(sparse, dense),
+                    f"{panels / sparse / 1e9:.1f}",
                 ]
-                + [f"{panels / sparse / 1e9:.1f}"]
             )
     caption = "Linear fp32, few tokens, cold weights (more of them than any cache holds, taking turns)."
     return Table("decode", caption, rows)
@@ -185,15 +194,14 @@ def bench_conv(seconds: float) -> Table:
         torch_best, packed_best, ours = min(times[:2]), min(times[2:4]), min(times[4:])
         work = 2.0 * CONV_BATCH * size * size * o * c * r * r
         rows.append(
-            [
-                f"{c} -> {o}, {size}x{size}, {r}x{r}",
-                tera(work, torch_best),
-                tera(work, packed_best),
-                tera(work, ours),
-            ]
-            + [f"{torch_best / ours:.2f}", f"{packed_best / ours:.2f}"]
+            [f"{c} -> {o}, {size}x{size}, {r}x{r}"]
+            + [tera(work, t) for t in (torch_best, packed_best, ours)]
+            + ratios(ours, torch_best, packed_best)
         )
-    caption = f"Convolution fp32, batch {CONV_BATCH}, stride 1. Each column is the better of contiguous and channels_last."
+    caption = (
+        f"Convolution fp32, batch {CONV_BATCH}, stride 1. Each column is the better of contiguous and "
+        "channels_last inputs."
+    )
     return Table("conv", caption, rows)
 
 

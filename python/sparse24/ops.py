@@ -140,9 +140,11 @@ def _prune_cpu_(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
 def _check_transposable(weight: Tensor) -> None:
     torch._check_value(
         weight.dim() == 2 and weight.shape[0] % 4 == 0 and weight.shape[1] % 4 == 0,
-        lambda: "a transposable mask needs a weight [rows, cols] with both multiples of 4, not "
-        f"{tuple(weight.shape)}; the nearest legal shape is "
-        f"{tuple(round_up(size, 4) for size in weight.shape)}",
+        lambda: (
+            "a transposable mask needs a weight [rows, cols] with both multiples of 4, not "
+            f"{tuple(weight.shape)}; the nearest legal shape is "
+            f"{tuple(round_up(size, 4) for size in weight.shape)}"
+        ),
     )
     torch._check_value(
         weight.is_floating_point(), lambda: f"a transposable mask needs a floating dtype, not {weight.dtype}"
@@ -229,15 +231,19 @@ def _check_compressible(weight: Tensor) -> None:
 def _check_compressed(values: Tensor, indices: Tensor) -> None:
     torch._check_type(
         values.dtype in _DTYPES and indices.dtype == torch.uint8,
-        lambda: f"values must be one of {_names(_DTYPES)} and indices uint8, "
-        f"not {values.dtype} and {indices.dtype}",
+        lambda: (
+            f"values must be one of {_names(_DTYPES)} and indices uint8, "
+            f"not {values.dtype} and {indices.dtype}"
+        ),
     )
     torch._check_value(
         values.dim() >= 1
         and values.shape[:-1] == indices.shape[:-1]
         and values.shape[-1] == 4 * indices.shape[-1],
-        lambda: "values [..., K/2] and indices [..., K/8] with K a multiple of 8 do not fit: "
-        f"{tuple(values.shape)} and {tuple(indices.shape)}",
+        lambda: (
+            "values [..., K/2] and indices [..., K/8] with K a multiple of 8 do not fit: "
+            f"{tuple(values.shape)} and {tuple(indices.shape)}"
+        ),
     )
 
 
@@ -293,9 +299,7 @@ def _(values: Tensor, indices: Tensor) -> Tensor:
 
 class _Panels(NamedTuple):
     owner: weakref.ref[Tensor]  # the `values` they were packed from
-    values: int  # addresses and versions at that time: a moved or changed weight is packed again
-    indices: int
-    version: int
+    state: tuple[int, ...]  # what _state said then: a moved or changed weight is packed again
     groups: int
     packed: Tensor
     address: int
@@ -304,22 +308,23 @@ class _Panels(NamedTuple):
 _panels: dict[int, _Panels] = {}  # by id(values), for as long as that tensor lives
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _state(values: Tensor, indices: Tensor) -> tuple[int, ...]:
+    try:
+        return values.data_ptr(), indices.data_ptr(), values._version, indices._version
+    except RuntimeError:  # inference tensors keep no version: they must not be written to
+        return values.data_ptr(), indices.data_ptr()
 
 
 def _pack(values: Tensor, indices: Tensor, groups: int) -> _Panels:
     rows, padded = values.shape[0], 2 * values.shape[1]
     packed = torch.empty(_C.panels_bytes(rows // groups, padded) * groups, dtype=torch.uint8)
     dense_values, dense_indices = values.detach().contiguous(), indices.contiguous()
+    state = _state(values, indices)
     _C.pack(
         dense_values.data_ptr(), dense_indices.data_ptr(), _DTYPES[values.dtype], rows, padded, groups,
         packed.data_ptr(),
     )  # fmt: skip
-    return _Panels(
-        weakref.ref(values), values.data_ptr(), indices.data_ptr(), _version(values) + _version(indices),
-        groups, packed, packed.data_ptr(),
-    )  # fmt: skip
+    return _Panels(weakref.ref(values), state, groups, packed, packed.data_ptr())
 
 
 def _panels_of(values: Tensor, indices: Tensor, groups: int) -> _Panels | None:
@@ -332,10 +337,8 @@ def _panels_of(values: Tensor, indices: Tensor, groups: int) -> _Panels | None:
     if (
         entry is None
         or entry.owner() is not values
+        or entry.state != _state(values, indices)
         or entry.groups != groups
-        or entry.values != values.data_ptr()
-        or entry.indices != indices.data_ptr()
-        or entry.version != _version(values) + _version(indices)
     ):
         return None
     return entry
@@ -358,14 +361,18 @@ _library.define(
 )
 
 
-def _check_product(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str) -> None:
+def _check_product(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str
+) -> None:
     torch._check_value(
         activation in ACTIVATIONS, lambda: f"activation {activation!r} is not one of {ACTIVATIONS}"
     )
     torch._check_type(
         input.dtype == values.dtype and (bias is None or bias.dtype == values.dtype),
-        lambda: f"input, values and bias must have one dtype, not {input.dtype}, {values.dtype} and "
-        f"{None if bias is None else bias.dtype}; convert with .to(...) or use autocast",
+        lambda: (
+            f"input, values and bias must have one dtype, not {input.dtype}, {values.dtype} and "
+            f"{None if bias is None else bias.dtype}; convert with .to(...) or use autocast"
+        ),
     )
     torch._check_type(
         values.dtype in _COMPUTE_DTYPES,
@@ -373,8 +380,10 @@ def _check_product(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor 
     )
     torch._check_value(
         values.dim() == 2 and indices.dim() == 2,
-        lambda: "values and indices must be [rows, K/2] and [rows, K/8], not "
-        f"{tuple(values.shape)} and {tuple(indices.shape)}",
+        lambda: (
+            "values and indices must be [rows, K/2] and [rows, K/8], not "
+            f"{tuple(values.shape)} and {tuple(indices.shape)}"
+        ),
     )
     _check_compressed(values, indices)
     torch._check_value(
@@ -383,12 +392,16 @@ def _check_product(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor 
     )
 
 
-def _check_linear(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str) -> None:
+def _check_linear(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str
+) -> None:
     _check_product(input, values, indices, bias, activation)
     torch._check_value(
         input.dim() >= 1 and round_up(input.shape[-1], 8) == 2 * values.shape[1],
-        lambda: f"input [..., K] has shape {tuple(input.shape)}, but the compressed weight holds "
-        f"K = {2 * values.shape[1]} columns (K rounded up to 8)",
+        lambda: (
+            f"input [..., K] has shape {tuple(input.shape)}, but the compressed weight holds "
+            f"K = {2 * values.shape[1]} columns (K rounded up to 8)"
+        ),
     )
 
 
@@ -456,7 +469,9 @@ def _under_autocast(operator: Callable[..., Tensor], device: str) -> Callable[..
     """The product as autocast sees it: in the weight's dtype (its panels exist), out in autocast's."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
-    def product(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    def product(
+        input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, *rest: Any
+    ) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(keys):
             bias = None if bias is None else bias.to(values.dtype)
             output = operator(input.to(values.dtype), values, indices, bias, *rest)
@@ -532,22 +547,28 @@ def _check_conv2d(
     )
     torch._check_value(
         min(*kernel_size, *stride, *dilation, groups, input.shape[1]) > 0 and min(padding) >= 0,
-        lambda: "kernel_size, stride, dilation, groups and the channels must be positive and padding not "
-        f"negative, not {list(kernel_size)}, {list(stride)}, {list(dilation)}, {groups}, {input.shape[1]} "
-        f"and {list(padding)}",
+        lambda: (
+            "kernel_size, stride, dilation, groups and the channels must be positive and padding not "
+            f"negative, not {list(kernel_size)}, {list(stride)}, {list(dilation)}, {groups}, "
+            f"{input.shape[1]} and {list(padding)}"
+        ),
     )
     channels = input.shape[1]
     k = kernel_size[0] * kernel_size[1] * round_up(channels // groups, 4)
     torch._check_value(
         channels % groups == 0 and values.shape[0] % groups == 0 and round_up(k, 8) == 2 * values.shape[1],
-        lambda: f"input {tuple(input.shape)} with kernel {list(kernel_size)} and groups {groups} needs "
-        f"K = {round_up(k, 8)} columns, but the compressed weight is [{values.shape[0]}, "
-        f"{2 * values.shape[1]}]",
+        lambda: (
+            f"input {tuple(input.shape)} with kernel {list(kernel_size)} and groups {groups} needs "
+            f"K = {round_up(k, 8)} columns, but the compressed weight is [{values.shape[0]}, "
+            f"{2 * values.shape[1]}]"
+        ),
     )
     torch._check_value(
         min(_conv_out_size(input, kernel_size, stride, padding, dilation)) > 0,
-        lambda: f"input {tuple(input.shape)} with padding {list(padding)} is smaller than the kernel "
-        f"{list(kernel_size)} with dilation {list(dilation)}",
+        lambda: (
+            f"input {tuple(input.shape)} with padding {list(padding)} is smaller than the kernel "
+            f"{list(kernel_size)} with dilation {list(dilation)}"
+        ),
     )
 
 
@@ -608,7 +629,8 @@ def _(
 ) -> Tensor:  # fmt: skip
     _check_conv2d(input, values, indices, bias, kernel_size, stride, padding, dilation, groups, activation)
     layout = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-    shape = (input.shape[0], values.shape[0], *_conv_out_size(input, kernel_size, stride, padding, dilation))
+    out_size = _conv_out_size(input, kernel_size, stride, padding, dilation)
+    shape = (input.shape[0], values.shape[0], *out_size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
 
 
