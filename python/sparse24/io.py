@@ -12,6 +12,7 @@ import fnmatch
 import importlib.util
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,11 @@ from .masks import Pattern, decompress, is_sparse24, prune_
 from .prunable import _HEADS_ANYWHERE, _HEADS_AT_TOP
 from .report import Report, Row
 
+#: What torch.load raises on a damaged file: its unpickler trusts the order of the instructions.
+_UNPICKLING = (
+    RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, AssertionError,
+    pickle.UnpicklingError, struct.error,
+)  # fmt: skip
 _RULE = ByMagnitude(Pattern(2, 4))
 #: How the files begin that torch.save wrote before it wrote zip archives.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -136,7 +142,7 @@ def _read_torch(path: Path) -> StateFile:
         raise FileError(f"{path}: neither written by torch.save nor named .safetensors")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except _UNPICKLING as error:
         raise FileError(f"{path}: torch.load(weights_only=True) refuses it: {_first_line(error)}") from error
     if not isinstance(state, dict):
         raise FileError(f"{path}: holds a {type(state).__name__}, not a state_dict")
@@ -231,7 +237,7 @@ def prune(file: StateFile, select: Sequence[str] = ()) -> tuple[StateFile, Repor
             raise FileError(f"--select {pattern} matches no tensor; there are: {', '.join(tensors)}")
     reasons = {name: _why_not(name, tensor, select) for name, tensor in tensors.items()}
     if not select:
-        _skip_heads(reasons)
+        _skip_heads(reasons, tensors)
         _skip_tied(reasons, tensors)
     state = copy.copy(file.state)  # with the attribute by which torch knows versions of modules
     rows: list[Row] = []
@@ -260,10 +266,10 @@ def _why_not(name: str, tensor: Tensor, select: Sequence[str]) -> str:
         return obstacle
     if select:
         return "" if any(fnmatch.fnmatchcase(name, pattern) for pattern in select) else "not selected"
-    return _why_not_by_name(name, tensor)
+    return _why_not_by_name(name)
 
 
-def _why_not_by_name(name: str, tensor: Tensor) -> str:
+def _why_not_by_name(name: str) -> str:
     *layer, attribute = name.split(".")
     if not attribute.endswith("weight"):
         return "not named *weight"
@@ -271,23 +277,32 @@ def _why_not_by_name(name: str, tensor: Tensor) -> str:
         return "an embedding by its name"
     if layer and layer[-1] in _EITHER_WAY:
         return "may be stored as [in, out]: prune the model with Sparsifier, or --select it if [out, in]"
-    if tensor.dim() == 2 and tensor.shape[0] < tensor.shape[1] and tensor.shape[0] % 8:
-        return f"an output head by its shape ({tensor.shape[0]} outputs); --select it to prune it"
     return ""
 
 
-def _skip_heads(reasons: dict[str, str]) -> None:
-    """Mark the last weight of every part named like an output head, if it is not the only weight."""
-    last: dict[str, str] = {}
-    for name, reason in reasons.items():
-        parts = name.split(".")[:-1]
-        for i, part in enumerate(parts):
-            if not reason and (part in _HEADS_ANYWHERE or (i == 0 and part in _HEADS_AT_TOP)):
-                last[".".join(parts[: i + 1])] = name
-                break
-    if len(reasons) > 1:
-        for part, name in last.items():
-            reasons[name] = f"an output head by its name ({part}); --select it to prune it"
+def _skip_heads(reasons: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Mark the last weight of every part named like an output head, and what is shaped like one."""
+    candidates = [name for name, reason in reasons.items() if not reason]
+    if len(candidates) < 2:
+        return
+    for name in candidates:
+        tensor = tensors[name]
+        if tensor.dim() == 2 and tensor.shape[0] < tensor.shape[1] and tensor.shape[0] % 8:
+            reasons[name] = (
+                f"an output head by its shape ({tensor.shape[0]} outputs); --select it to prune it"
+            )
+    last = {part: name for name in candidates if (part := _head_part(name))}
+    for part, name in last.items():
+        reasons[name] = f"an output head by its name ({part}); --select it to prune it"
+
+
+def _head_part(name: str) -> str:
+    """The part of a name that is an output head's, with what is before it; empty if none is."""
+    parts = name.split(".")[:-1]
+    for i, part in enumerate(parts):
+        if part in _HEADS_ANYWHERE or (i == 0 and part in _HEADS_AT_TOP):
+            return ".".join(parts[: i + 1])
+    return ""
 
 
 def _skip_tied(reasons: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
