@@ -116,14 +116,13 @@ static void pack_rows(const float* const* rows, std::int64_t vectors, std::int64
 }
 
 // y[token][m] = activation(sums[m][token] + bias[m]) for rows [0, rows) and tokens [0, tokens).
-// Sixteen columns of a token at a time: a whole cache line of y, fetched while the one before it is
-// written.
+// kLanes tokens go through all rows, sixteen at a time, a whole cache line of y: few pages and streams
+// are open, and a line is complete before the next one of its set comes.
 static void write_transposed(const float* sums, std::int64_t stride, std::int64_t rows, std::int64_t tokens,
                              const float* bias, Activation activation, float* const* y) {
-  for (std::int64_t m = 0; m < rows; m += 16) {
-    for (std::int64_t t = 0; t < tokens && m + 16 < rows; ++t) prefetch_to_write(y[t] + m + 16);
-    for (std::int64_t t = 0; t < tokens; t += kLanes) {
-      const std::int64_t live = tokens - t < kLanes ? tokens - t : kLanes;
+  for (std::int64_t t = 0; t < tokens; t += kLanes) {
+    const std::int64_t live = tokens - t < kLanes ? tokens - t : kLanes;
+    for (std::int64_t m = 0; m < rows; m += 16) {
       for (std::int64_t m4 = m; m4 < rows && m4 < m + 16; m4 += 4) {
         Vec v[4];
         for (int j = 0; j < 4; ++j) {

@@ -4,7 +4,6 @@
 // copy of those, and it could be the one compiled with instructions that the machine does not have.
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p); }
-static inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 static inline float bits_to_float(std::uint32_t bits) {
   float value;
