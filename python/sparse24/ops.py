@@ -26,8 +26,8 @@ from torch.library import Library, register_fake
 
 from . import _C
 
-#: What a backend that failed or is missing raises; mistakes of the caller are ValueError and TypeError.
 Error = _C.Error
+Error.__doc__ = "A backend that failed or is missing. Mistakes of the caller are ValueError and TypeError."
 
 _library = Library("sparse24", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
