@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from . import grad, ops
 from .compressed import CompressedModule, compress_matrix, wants_grad
 
-_linear = torch.ops.sparse24.linear.default
 _conv2d = torch.ops.sparse24.conv2d.default
 
 
@@ -63,7 +62,7 @@ class SparseLinear(CompressedModule):
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
         weight = self._operands()
-        product = grad.linear if torch.is_grad_enabled() and wants_grad(input, *weight) else _linear
+        product = grad.linear if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.linear
         output: Tensor = product(input, *weight, self.activation)
         return output
 

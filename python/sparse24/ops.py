@@ -448,17 +448,43 @@ def _linear_cpu(
     x = input
     if dtype is not torch.float32:
         x, bias = input.float(), None if bias is None else bias.float()
-    if not x.is_contiguous() and (x.dim() != 2 or x.stride(1) != 1):
-        x = x.contiguous()
+    stride = cols
+    if not x.is_contiguous():
+        if x.dim() == 2 and x.stride(1) == 1:
+            stride = x.stride(0)
+        else:
+            x = x.contiguous()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    output = torch.empty((*lead, rows), dtype=torch.float32)
+    output = x.new_empty(*lead, rows)
     _C.linear(
         panels.address, x.data_ptr(), 0 if bias is None else bias.data_ptr(), output.data_ptr(),
-        x.numel() // cols, rows, cols, cols if x.dim() != 2 else x.stride(0),
-        _ACTIVATION_CODES[activation], torch.get_num_threads(),
+        x.numel() // cols, rows, cols, stride, _ACTIVATION_CODES[activation], torch.get_num_threads(),
     )  # fmt: skip
     return output if dtype is torch.float32 else output.to(dtype)
+
+
+def linear(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """``torch.ops.sparse24.linear``, past the dispatcher when nothing listens there.
+
+    The way through it costs five microseconds, as much as all the rest of a small call. It is taken
+    when somebody traces, compiles, profiles, maps or casts, or gives anything but a plain CPU tensor.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(input) is not Tensor
+        or not input.is_cpu
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._autograd._profiler_enabled()
+    ):
+        output: Tensor = torch.ops.sparse24.linear.default(input, values, indices, bias, activation)
+        return output
+    return _linear_cpu(input, values, indices, bias, activation)
 
 
 _library.impl("linear", linear_torch, "CompositeExplicitAutograd")
