@@ -23,57 +23,71 @@ constexpr std::int64_t kSumRows = 512;
 // transpose 4x4 inside 128-bit lanes while it reads the block from front to back.
 static inline std::int64_t row_position(std::int64_t row) { return (row & 3) * (kLanes / 4) + (row >> 2); }
 
-// One output row against the tile: sums[V] (+)= kept weights times tile rows. `values` is the row's
-// first quad, quads are kLanes quads apart; `words` its metadata, words are kLanes apart.
+// R output rows against the tile: sums[R][V] (+)= kept weights times tile rows. `values` is the first
+// row's first quad: quads are 4 kLanes apart, the rows of one group of four kLanes; `words` is its
+// metadata, words are kLanes apart, rows one.
 //
 // The address of the next tile row is computed one weight ahead, so that its loads are ready when
 // the multiply-adds get there: 0.78 of the multiply-add peak becomes 0.90. The empty asm keeps the
 // compiler from moving that computation back.
-template <int V, bool kFirst>
-static inline void row_times_tile(const float* values, const std::uint32_t* words, const float* tile,
-                                  float* sums) {
+template <int V, int R, bool kFirst>
+static inline void rows_times_tile(const float* values, const std::uint32_t* words, const float* tile, float* sums) {
   constexpr std::int64_t kRow = V * kLanes;
-  Vec acc[V];
+  Vec acc[R][V];
+  std::uint64_t bits[R];
+  const float* next[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 32
-  for (int i = 0; i < V; ++i) acc[i] = kFirst ? zero() : load(sums + i * kLanes);
-
-  std::uint64_t bits = words[0];
-  if constexpr (kTileQuads == 8) bits |= static_cast<std::uint64_t>(words[kLanes]) << 32;
-  const float* next = tile + static_cast<std::int64_t>(bits & 3) * kRow;
+    for (int i = 0; i < V; ++i) acc[r][i] = kFirst ? zero() : load(sums + r * kRow + i * kLanes);
+    bits[r] = words[r];
+    if constexpr (kTileQuads == 8) bits[r] |= static_cast<std::uint64_t>(words[r + kLanes]) << 32;
+    next[r] = tile + static_cast<std::int64_t>(bits[r] & 3) * kRow;
+  }
 #pragma GCC unroll 1
   for (std::int64_t word = 0; word < kTileQuads / 4; ++word) {
 #pragma GCC unroll 16
     for (int slot = 0; slot < 16; ++slot) {
-      const float* row = next;
-      bits >>= 2;
-      next = tile + (static_cast<std::int64_t>(bits & 3) + (slot + 1) / 2 * 4) * kRow;
-      asm volatile("" : "+r"(next));
-      const Vec weight = splat(load_quad(values + slot / 4 * 4 * kLanes), slot % 4);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const float* row = next[r];
+        bits[r] >>= 2;
+        next[r] = tile + (static_cast<std::int64_t>(bits[r] & 3) + (slot + 1) / 2 * 4) * kRow;
+        asm volatile("" : "+r"(next[r]));
+        const Vec weight = splat(load_quad(values + r * kLanes + slot / 4 * 4 * kLanes), slot % 4);
 #pragma GCC unroll 32
-      for (int i = 0; i < V; ++i) acc[i] = fma(weight, load(row + i * kLanes), acc[i]);
+        for (int i = 0; i < V; ++i) acc[r][i] = fma(weight, load(row + i * kLanes), acc[r][i]);
+      }
     }
     values += 16 * kLanes;
     tile += 32 * kRow;
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 32
-  for (int i = 0; i < V; ++i) store(sums + i * kLanes, acc[i]);
+    for (int i = 0; i < V; ++i) store(sums + r * kRow + i * kLanes, acc[r][i]);
+  }
 }
 
-// All rows [0, rows) of a run of panel blocks (rows a multiple of kLanes) against one tile.
+// All rows [0, rows) of a run of panel blocks (rows a multiple of kLanes) against one tile. A multiply-
+// add takes four cycles and two start in each, so eight sums should be under way: narrow tiles take
+// several rows at once (from five vectors on that measured no better).
 template <int V>
 static void panel_times_tile(const std::byte* block, std::int64_t part, const float* tile, float* sums,
                              std::int64_t rows, bool first) {
+  constexpr int kRows = V <= 3 ? 4 : V == 4 ? 2 : 1;
   for (std::int64_t top = 0; top < rows; top += kLanes, block += kBlockBytes) {
     const float* values = reinterpret_cast<const float*>(block) + part * kTileQuads * 4 * kLanes;
     const std::uint32_t* words =
         reinterpret_cast<const std::uint32_t*>(block + kLanes * kBlockKept * 4) + part * (kTileQuads / 4) * kLanes;
-    for (std::int64_t row = 0; row < kLanes; ++row, sums += V * kLanes) {
-      prefetch(block + kBlockBytes + row * (kBlockBytes / kLanes));  // the block below: weights stream by
-      prefetch(block + kBlockBytes + row * (kBlockBytes / kLanes) + 64);
+    for (std::int64_t row = 0; row < kLanes; row += kRows, sums += kRows * V * kLanes) {
+      for (std::int64_t line = row * 2; line < (row + kRows) * 2; ++line) {  // the block below: weights stream by
+        prefetch(block + kBlockBytes + line * (kBlockBytes / kLanes / 2));
+      }
       if (first) {
-        row_times_tile<V, true>(values + 4 * row_position(row), words + row, tile, sums);
+        rows_times_tile<V, kRows, true>(values + 4 * row_position(row), words + row, tile, sums);
       } else {
-        row_times_tile<V, false>(values + 4 * row_position(row), words + row, tile, sums);
+        rows_times_tile<V, kRows, false>(values + 4 * row_position(row), words + row, tile, sums);
       }
     }
   }
