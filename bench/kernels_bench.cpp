@@ -17,9 +17,8 @@
 #include <string>
 #include <vector>
 
-#include "sparse24.h"
-
 #include "shapes.inc"
+#include "sparse24.h"
 
 using namespace sparse24;
 
@@ -125,8 +124,9 @@ void bench_masks(int threads) {
        [&] { nm_mask(w.data(), DType::kFloat32, 512, side * side / 512 / 9 / 4 * 4, 9, 2, 4, mask.data(), threads); },
        [&] { transposable_mask(w.data(), DType::kFloat32, side, side, mask.data(), threads); }},
       21);
-  const char* names[] = {"plain read", "2:4 mask", "prune in place", "prune in place, mask out", "2:4 mask, 3x3 convolution",
-                         "transposable mask"};
+  const char* names[] = {
+      "plain read",       "2:4 mask", "prune in place", "prune in place, mask out", "2:4 mask, 3x3 convolution",
+      "transposable mask"};
   for (std::size_t i = 0; i < t.size(); ++i) {
     std::printf("{\"table\": \"masks\", \"name\": \"%s\", \"ms\": %.4g, \"gb_s\": %.4g, \"x_read\": %.4g}\n", names[i],
                 t[i] * 1e3, static_cast<double>(side * side) * 4e-9 / t[i], t[i] / t[0]);
@@ -141,9 +141,8 @@ void bench_linear(int threads) {
       std::vector<float> y(static_cast<std::size_t>(n * m));
       const double operations = 2.0 * static_cast<double>(n * m * k);
       double peak = 0;
-      std::vector<std::function<void()>> calls = {[&] {
-        linear({panels.get(), x.data(), nullptr, y.data(), n, m, k, k, Activation::kNone, threads});
-      }};
+      std::vector<std::function<void()>> calls = {
+          [&] { linear({panels.get(), x.data(), nullptr, y.data(), n, m, k, k, Activation::kNone, threads}); }};
 #if defined(__x86_64__)
       const auto rounds = static_cast<std::int64_t>(operations / 2 / 160 / threads) + 1;
       calls.push_back([&] {
@@ -180,8 +179,8 @@ void bench_decode(int threads) {
                             },
                             [&] { read_all(rivals[rival++ % rivals.size()].get(), bytes / 4, threads); }},
                            81);
-    std::printf("{\"table\": \"decode\", \"m\": %ld, \"k\": %ld, \"gb_s\": %.4g, \"of_read\": %.4g}\n", static_cast<long>(m),
-                static_cast<long>(k), static_cast<double>(bytes) / t[0] / 1e9, t[1] / t[0]);
+    std::printf("{\"table\": \"decode\", \"m\": %ld, \"k\": %ld, \"gb_s\": %.4g, \"of_read\": %.4g}\n",
+                static_cast<long>(m), static_cast<long>(k), static_cast<double>(bytes) / t[0] / 1e9, t[1] / t[0]);
   }
 }
 

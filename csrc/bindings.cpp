@@ -86,8 +86,8 @@ PYBIND11_MODULE(_C, m) {
                at<std::byte>(panels) + group * bytes);
         }
       },
-      py::arg("values"), py::arg("indices"), py::arg("dtype"), py::arg("rows"), py::arg("padded"),
-      py::arg("groups"), py::arg("panels"), free_gil);
+      py::arg("values"), py::arg("indices"), py::arg("dtype"), py::arg("rows"), py::arg("padded"), py::arg("groups"),
+      py::arg("panels"), free_gil);
   m.def(
       "linear",
       [](Address panels, Address x, Address bias, Address y, std::int64_t n, std::int64_t m, std::int64_t k,
@@ -103,10 +103,27 @@ PYBIND11_MODULE(_C, m) {
          const std::array<std::int64_t, 9>& window, bool channels_last, int activation, int threads) {
         const auto [batch, in_channels, height, width, out_channels] = shape;
         const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = window;
-        const Conv2d args{at<void>(panels), at<float>(x), at<float>(bias), at<float>(y), batch, in_channels, height,
-                          width, out_channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups,
+        const Conv2d args{at<void>(panels),
+                          at<float>(x),
+                          at<float>(bias),
+                          at<float>(y),
+                          batch,
+                          in_channels,
+                          height,
+                          width,
+                          out_channels,
+                          r,
+                          s,
+                          stride_h,
+                          stride_w,
+                          pad_h,
+                          pad_w,
+                          dilation_h,
+                          dilation_w,
+                          groups,
                           channels_last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
-                          static_cast<Activation>(activation), threads};
+                          static_cast<Activation>(activation),
+                          threads};
         py::gil_scoped_release free;
         conv2d(args);
       },

@@ -17,8 +17,8 @@ constexpr Bits magnitude(Bits bits) {
 }
 
 template <typename Bits, bool kFloating>
-void compress_as(const Bits* dense, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
-                 Bits* values, std::uint8_t* indices) {
+void compress_as(const Bits* dense, std::int64_t rows, std::int64_t cols, std::int64_t row_stride, Bits* values,
+                 std::uint8_t* indices) {
   const std::int64_t padded = round_up(cols, 8);
   std::memset(indices, 0, static_cast<std::size_t>(rows * padded / 8));
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -41,15 +41,13 @@ void compress_as(const Bits* dense, std::int64_t rows, std::int64_t cols, std::i
       const int second = std::countr_zero(kept & (kept - 1));
       values[row * padded / 2 + 2 * group] = (nonzero >> first & 1) ? four[first] : Bits{0};
       values[row * padded / 2 + 2 * group + 1] = (nonzero >> second & 1) ? four[second] : Bits{0};
-      indices[row * padded / 8 + group / 2] |=
-          static_cast<std::uint8_t>((first | second << 2) << (4 * (group % 2)));
+      indices[row * padded / 8 + group / 2] |= static_cast<std::uint8_t>((first | second << 2) << (4 * (group % 2)));
     }
   }
 }
 
 template <typename Bits>
-void expand_as(const Bits* values, const std::uint8_t* indices, std::int64_t rows, std::int64_t padded,
-               Bits* dense) {
+void expand_as(const Bits* values, const std::uint8_t* indices, std::int64_t rows, std::int64_t padded, Bits* dense) {
   check_indices(indices, rows, padded);
   std::memset(dense, 0, static_cast<std::size_t>(rows * padded) * sizeof(Bits));
   for (std::int64_t kept = 0; kept < rows * padded / 2; ++kept) {
@@ -68,9 +66,8 @@ void check_indices(const std::uint8_t* indices, std::int64_t rows, std::int64_t 
     if (low && high) continue;
     const std::int64_t row = i / (padded / 8);
     const std::int64_t group = 2 * (i % (padded / 8)) + (low ? 1 : 0);
-    throw InvalidArgument(message("damaged indices: row ", row, ", group ", group,
-                                  " (columns ", 4 * group, " to ", 4 * group + 3,
-                                  ") does not name two increasing columns (byte ", byte,
+    throw InvalidArgument(message("damaged indices: row ", row, ", group ", group, " (columns ", 4 * group, " to ",
+                                  4 * group + 3, ") does not name two increasing columns (byte ", byte,
                                   "); the checkpoint was not written by compress"));
   }
 }
@@ -78,8 +75,8 @@ void check_indices(const std::uint8_t* indices, std::int64_t rows, std::int64_t 
 void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
               void* values, std::uint8_t* indices) {
   const auto as = [&]<typename Bits, bool kFloating>() {
-    compress_as<Bits, kFloating>(static_cast<const Bits*>(dense), rows, cols, row_stride,
-                                 static_cast<Bits*>(values), indices);
+    compress_as<Bits, kFloating>(static_cast<const Bits*>(dense), rows, cols, row_stride, static_cast<Bits*>(values),
+                                 indices);
   };
   switch (dtype) {
     case DType::kFloat32: return as.operator()<std::uint32_t, true>();
@@ -90,8 +87,8 @@ void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t co
   }
 }
 
-void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows,
-            std::int64_t padded, void* dense) {
+void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
+            void* dense) {
   const auto as = [&]<typename Bits>() {
     expand_as(static_cast<const Bits*>(values), indices, rows, padded, static_cast<Bits*>(dense));
   };

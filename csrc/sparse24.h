@@ -25,32 +25,32 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 
 // dense [rows, cols] with row_stride elements between rows. Throws InvalidArgument that names the
 // row and the group when a group holds more than two non-zeros. Negative zero counts as zero.
-void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols,
-              std::int64_t row_stride, void* values, std::uint8_t* indices);
+void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
+              void* values, std::uint8_t* indices);
 
 // Throws sparse24::InvalidArgument when the two indices of a group do not increase (a damaged
 // checkpoint), naming the row and the group.
 void check_indices(const std::uint8_t* indices, std::int64_t rows, std::int64_t padded);
 
 // dense [rows, padded], contiguous. Checks the indices.
-void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows,
-            std::int64_t padded, void* dense);
+void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
+            void* dense);
 
 // ---- masks (kept = 1). Groups of m run along the middle axis of [outer, length, inner]. ----
 // Magnitudes compare by their bits: NaN ranks above Inf, so it is never pruned silently; ties go to
 // the lower index. A last group shorter than m keeps its min(n, size) largest.
 
-void nm_mask(const void* weight, DType dtype, std::int64_t outer, std::int64_t length,
-             std::int64_t inner, int n, int m, std::uint8_t* mask, int threads);
+void nm_mask(const void* weight, DType dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n, int m,
+             std::uint8_t* mask, int threads);
 
 // Zeroes what the mask prunes, in place and in the same pass; mask may be null.
-void nm_prune(void* weight, DType dtype, std::int64_t outer, std::int64_t length, std::int64_t inner,
-              int n, int m, std::uint8_t* mask, int threads);
+void nm_prune(void* weight, DType dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n, int m,
+              std::uint8_t* mask, int threads);
 
 // The 4x4 pattern with two kept per row and per column (90 of them) of largest sum of magnitudes.
 // weight [rows, cols], both multiples of 4.
-void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols,
-                       std::uint8_t* mask, int threads);
+void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
+                       int threads);
 
 // ---- products on the CPU: fp32, weight packed into panels for the chosen instruction set ----
 
@@ -60,8 +60,8 @@ std::string cpu_isa();
 std::int64_t panels_bytes(std::int64_t rows, std::int64_t padded);
 
 // values and indices in canonical layout (fp32, fp16 or bf16 values); panels 64-byte aligned.
-void pack(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows,
-          std::int64_t padded, void* panels);
+void pack(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
+          void* panels);
 
 // y [n, m] = activation(x [n, k] W^T + bias). x rows have x_stride elements between them.
 struct Linear {

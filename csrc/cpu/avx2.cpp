@@ -33,8 +33,7 @@ static inline Vec clamp(Vec v, float low, float high) {
 static inline Vec relu(Vec v) { return _mm256_max_ps(_mm256_setzero_ps(), v); }
 // 2^n for integral n in [-126, 127].
 static inline Vec pow2(Vec n) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 static inline Vec round(Vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
@@ -82,8 +81,8 @@ static inline Words quad_index(Words words, int quad) {
 template <int S>
 static inline Vec select(Vec quad, Words index) {
   const __m256i at = S == 0 ? _mm256_slli_epi32(index, 2) : S == 1 ? index : _mm256_srli_epi32(index, 2 * S - 2);
-  const __m256i bytes = _mm256_or_si256(_mm256_and_si256(at, _mm256_set1_epi32(0x0C0C0C0C)),
-                                        _mm256_set1_epi32(0x03020100));
+  const __m256i bytes =
+      _mm256_or_si256(_mm256_and_si256(at, _mm256_set1_epi32(0x0C0C0C0C)), _mm256_set1_epi32(0x03020100));
   return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_castps_si256(quad), bytes));
 }
 
@@ -137,12 +136,16 @@ struct Lanes32 {
   static Reg subtract(Reg a, Reg b) { return _mm256_sub_epi32(a, b); }
   static Reg both(Reg a, Reg b) { return _mm256_and_si256(a, b); }
   template <int R>
-  static Reg rotate(Reg v) { return _mm256_shuffle_epi32(v, R == 1 ? 0x39 : R == 2 ? 0x4E : 0x93); }
+  static Reg rotate(Reg v) {
+    return _mm256_shuffle_epi32(v, R == 1 ? 0x39 : R == 2 ? 0x4E : 0x93);
+  }
   template <int R>
   static Reg ties() {
     return _mm256_set_epi32(0, -(R <= 1), -(R <= 2), -1, 0, -(R <= 1), -(R <= 2), -1);
   }
-  static void store_mask(std::uint8_t* out, const Reg (&kept)[4]) { store_kept(out, kept[0], kept[1], kept[2], kept[3]); }
+  static void store_mask(std::uint8_t* out, const Reg (&kept)[4]) {
+    store_kept(out, kept[0], kept[1], kept[2], kept[3]);
+  }
   static void store_mask_part(std::uint8_t* out, Reg kept) {
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(kept, kept), _mm256_setzero_si256());
     const std::uint32_t low = static_cast<std::uint32_t>(_mm256_extract_epi32(bytes, 0)) & 0x01010101u;
@@ -182,8 +185,7 @@ struct Lanes16 {
   }
   static void store_mask_part(std::uint8_t* out, Reg kept) {
     const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(kept, kept), 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
-                     _mm_and_si128(_mm256_castsi256_si128(bytes), _mm_set1_epi8(1)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_and_si128(_mm256_castsi256_si128(bytes), _mm_set1_epi8(1)));
   }
 };
 
@@ -197,6 +199,8 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-const Kernels kernels = {"avx2", runs_here, kLanes, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor, pack_panels, linear_panels, conv2d_panels};
+const Kernels kernels = {"avx2",          runs_here,       kLanes,
+                         mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
+                         pack_panels,     linear_panels,   conv2d_panels};
 
 }  // namespace sparse24::cpu::avx2

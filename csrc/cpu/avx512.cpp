@@ -35,8 +35,7 @@ static inline Vec relu(Vec v) { return _mm512_max_ps(_mm512_setzero_ps(), v); }
 static inline Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // 2^n for integral n in [-126, 127].
 static inline Vec pow2(Vec n) {
-  return _mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 
 // A quad is four floats in every 128-bit part; splat takes one of them to all lanes.
@@ -79,9 +78,7 @@ static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
 // (vpermilps reads the two low bits of a lane).
 using Words = __m512i;
 static inline Words load_words(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
-static inline Words quad_index(Words words, int quad) {
-  return _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * quad));
-}
+static inline Words quad_index(Words words, int quad) { return _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * quad)); }
 template <int S>
 static inline Vec select(Vec quad, Words index) {
   return _mm512_permutevar_ps(quad, _mm512_srli_epi32(index, 2 * S));

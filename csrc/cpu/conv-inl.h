@@ -140,7 +140,8 @@ struct PixelRuns {
         pack_vector(vectors_[i], (channel + c) * plane, plane, channels, stride, tile + c * stride + i * kLanes);
       }
     }
-    for (std::int64_t c = present; c < count; ++c) std::memset(tile + c * stride, 0, static_cast<std::size_t>(stride) * 4);
+    for (std::int64_t c = present; c < count; ++c)
+      std::memset(tile + c * stride, 0, static_cast<std::size_t>(stride) * 4);
   }
 
   static void pack_vector(const Vector& v, std::int64_t from, std::int64_t plane, std::int64_t channels,
@@ -180,8 +181,7 @@ static void write_planes(const ConvShape& s, const float* sums, std::int64_t str
 
 // Output rows (from a multiple of kLanes on) times tiles of pixels, of one group.
 template <typename Source>
-static void conv_part(const ConvShape& s, const TilePlan& plan, std::int64_t group, Range row_range,
-                      Range tile_range) {
+static void conv_part(const ConvShape& s, const TilePlan& plan, std::int64_t group, Range row_range, Range tile_range) {
   const std::int64_t panel_rows = round_up(s.rows, kLanes);
   const auto* panels = static_cast<const std::byte*>(s.a.panels) +
                        group * panel_rows / kLanes * ((s.k + kBlockCols - 1) / kBlockCols) * kBlockBytes;
@@ -246,12 +246,13 @@ static void conv_groups(const ConvShape& s) {
 static void conv2d_panels(const Conv2d& a) {
   const ConvShape s(a);
   if (s.pixels == 0 || s.rows == 0) return;
-  const bool pointwise = a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 &&
-                         a.pad_h == 0 && a.pad_w == 0 && a.groups == 1;
+  const bool pointwise = a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 && a.pad_h == 0 &&
+                         a.pad_w == 0 && a.groups == 1;
   if (a.format == MemoryFormat::kContiguous) {
     conv_groups<PixelRuns>(s);
   } else if (pointwise) {
-    linear_panels(Linear{a.panels, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels, a.activation, a.threads});
+    linear_panels(
+        Linear{a.panels, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels, a.activation, a.threads});
   } else {
     conv_groups<ChannelRows>(s);
   }

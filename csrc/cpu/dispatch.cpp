@@ -81,7 +81,8 @@ void rank_all(const Mask24& a, int n, int m) {
     const std::int64_t count = a.length - first < m ? a.length - first : m;
     for (std::int64_t p = 0; p < a.inner; ++p) {
       const std::int64_t at = (i / groups * a.length + first) * a.inner + p;
-      rank_group(static_cast<Bits*>(a.weight) + at, a.inner, count, n, a.mask == nullptr ? nullptr : a.mask + at, a.prune);
+      rank_group(static_cast<Bits*>(a.weight) + at, a.inner, count, n, a.mask == nullptr ? nullptr : a.mask + at,
+                 a.prune);
     }
   }
 }
@@ -103,8 +104,8 @@ float* scratch(Scratch which, std::int64_t floats) {
   Buffer& buffer = buffers[static_cast<std::size_t>(which)];
   if (buffer.size < floats) {
     buffer.memory.reset();
-    buffer.memory.reset(static_cast<float*>(
-        ::operator new(static_cast<std::size_t>(floats) * sizeof(float), std::align_val_t{64})));
+    buffer.memory.reset(
+        static_cast<float*>(::operator new(static_cast<std::size_t>(floats) * sizeof(float), std::align_val_t{64})));
     buffer.size = floats;
   }
   return buffer.memory.get();
@@ -131,8 +132,8 @@ void linear(const Linear& args) { cpu::kernels().linear(args); }
 
 void conv2d(const Conv2d& args) { cpu::kernels().conv2d(args); }
 
-void nm_mask(const void* weight, DType dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n,
-             int m, std::uint8_t* mask, int threads) {
+void nm_mask(const void* weight, DType dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n, int m,
+             std::uint8_t* mask, int threads) {
   cpu::run_mask({const_cast<void*>(weight), outer, length, inner, mask, false, threads}, dtype, n, m);
 }
 

@@ -214,18 +214,19 @@ static void linear_part(const Linear& a, const TilePlan& plan, Range row_range, 
     const std::int64_t tokens = a.n - token < vectors * kLanes ? a.n - token : vectors * kLanes;
     const PanelTimesTile run = pick_panel_times_tile(vectors, std::make_integer_sequence<int, kMaxVectors>());
     // Lanes beyond the last token repeat it; nothing of them is written.
-    for (std::int64_t i = 0; i < vectors * kLanes; ++i) x[i] = a.x + (token + (i < tokens ? i : tokens - 1)) * a.x_stride;
+    for (std::int64_t i = 0; i < vectors * kLanes; ++i)
+      x[i] = a.x + (token + (i < tokens ? i : tokens - 1)) * a.x_stride;
     for (std::int64_t top = row_range.begin; top < row_range.end; top += kSumRows) {
       const std::int64_t rows = row_range.end - top < kSumRows ? row_range.end - top : kSumRows;
       for (std::int64_t k = 0; k < a.k; k += kTileCols) {
         pack_rows(x, vectors, k, a.k, kTileCols, tile);
-        const std::byte* block = static_cast<const std::byte*>(a.panels) +
-                                 (k / kBlockCols * panel_rows + top) / kLanes * kBlockBytes;
+        const std::byte* block =
+            static_cast<const std::byte*>(a.panels) + (k / kBlockCols * panel_rows + top) / kLanes * kBlockBytes;
         run(block, k / kTileCols % kTileParts, tile, sums, round_up(rows, kLanes), k == 0);
       }
       for (std::int64_t i = 0; i < tokens; ++i) y[i] = a.y + (token + i) * a.m + top;
-      write_transposed(sums, vectors * kLanes, rows, tokens, a.bias == nullptr ? nullptr : a.bias + top,
-                       a.activation, y);
+      write_transposed(sums, vectors * kLanes, rows, tokens, a.bias == nullptr ? nullptr : a.bias + top, a.activation,
+                       y);
     }
   }
 }

@@ -12,8 +12,7 @@ constexpr std::int64_t kStreams = 4;
 // sums[token][row of block] += block * x for T tokens; independent chains hide the latency of the
 // multiply-add when there are few tokens.
 template <int T>
-static inline void block_times_tokens(const std::byte* block, const float* const* x, std::int64_t k,
-                                      Vec (&acc)[T][4]) {
+static inline void block_times_tokens(const std::byte* block, const float* const* x, std::int64_t k, Vec (&acc)[T][4]) {
   const float* values = reinterpret_cast<const float*>(block);
   const auto* words = reinterpret_cast<const std::uint32_t*>(block + kLanes * kBlockKept * 4);
   constexpr int kChains = T == 1 ? 4 : T <= 3 ? 2 : 1;
@@ -100,7 +99,8 @@ static void linear_few(const Linear& a) {
   const std::int64_t wish = usable_threads(a.threads);
   // A thread is worth waking for about 64 KB of weights.
   const std::int64_t paying = row_blocks * padded * kLanes / (32 << 10) + 1;
-  const std::int64_t parts = wish < paying ? (wish < row_blocks ? wish : row_blocks) : (paying < row_blocks ? paying : row_blocks);
+  const std::int64_t parts =
+      wish < paying ? (wish < row_blocks ? wish : row_blocks) : (paying < row_blocks ? paying : row_blocks);
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
   for (std::int64_t part = 0; part < parts; ++part) {
     decode_rows(a, x, row_blocks * part / parts, row_blocks * (part + 1) / parts);

@@ -25,8 +25,10 @@ static inline float to_float(const void* values, DType dtype, std::int64_t i) {
   return dtype == DType::kBFloat16 ? bits_to_float(half << 16) : float16_to_float(half);
 }
 
+// clang-format off: each builds on those before it
 #include "epilogue-inl.h"
 #include "gemm-inl.h"
 #include "pack-inl.h"
 #include "gemv-inl.h"
 #include "conv-inl.h"
+// clang-format on

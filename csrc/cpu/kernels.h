@@ -21,21 +21,29 @@ struct Mask24 {
 struct Kernels {
   const char* name;
   bool (*runs_here)();
-  std::int64_t panel_rows;  // rows of a panel block: the lanes of its Vec
+  std::int64_t panel_rows;           // rows of a panel block: the lanes of its Vec
   void (*mask24_32)(const Mask24&);  // weights of 32 bits
   void (*mask24_16)(const Mask24&);  // weights of 16 bits, fp16 and bf16 alike
-  void (*transposable_mask)(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols,
-                            std::uint8_t* mask, int threads);
-  void (*pack)(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows,
-               std::int64_t padded, void* panels);
+  void (*transposable_mask)(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
+                            int threads);
+  void (*pack)(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
+               void* panels);
   void (*linear)(const Linear&);
   void (*conv2d)(const Conv2d&);
 };
 
-namespace scalar { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-namespace neon { extern const Kernels kernels; }
+namespace scalar {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace neon {
+extern const Kernels kernels;
+}
 
 // Columns of a panel block: 64 columns hold 32 kept weights, 8 quads of 4, 2 metadata words.
 constexpr std::int64_t kBlockCols = 64;

@@ -106,7 +106,8 @@ static void mask24(const Mask24& a) {
   }
   if (a.inner == 1) {
 #pragma omp parallel for schedule(static) num_threads(usable_threads(a.threads)) if (rows * length >= 65536)
-    for (std::int64_t row = 0; row < rows; ++row) mask_row<L>(weights + row * length, length, at(row * length), a.prune);
+    for (std::int64_t row = 0; row < rows; ++row)
+      mask_row<L>(weights + row * length, length, at(row * length), a.prune);
     return;
   }
   const std::int64_t groups = (length + 3) / 4;

@@ -50,7 +50,9 @@ static inline Vec splat(Vec quad, int j) {
 }
 // Four floats of rows[J].
 template <int J>
-static inline Vec load_quads(const float* const* rows, std::int64_t offset) { return load(rows[J] + offset); }
+static inline Vec load_quads(const float* const* rows, std::int64_t offset) {
+  return load(rows[J] + offset);
+}
 static inline void store_quads(float* const* rows, std::int64_t offset, Vec v) { store(rows[0] + offset, v); }
 static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
   const auto even = [](Vec x, Vec y) { return vreinterpretq_f64_f32(vtrn1q_f32(x, y)); };
@@ -131,10 +133,16 @@ struct Lanes32 {
   static Reg subtract(Reg a, Reg b) { return vsubq_s32(a, b); }
   static Reg both(Reg a, Reg b) { return vandq_s32(a, b); }
   template <int R>
-  static Reg rotate(Reg v) { return vextq_s32(v, v, R); }
+  static Reg rotate(Reg v) {
+    return vextq_s32(v, v, R);
+  }
   template <int R>
-  static Reg ties() { return Reg{-1, -(R <= 2), -(R <= 1), 0}; }
-  static void store_mask(std::uint8_t* out, const Reg (&kept)[4]) { store_kept(out, kept[0], kept[1], kept[2], kept[3]); }
+  static Reg ties() {
+    return Reg{-1, -(R <= 2), -(R <= 1), 0};
+  }
+  static void store_mask(std::uint8_t* out, const Reg (&kept)[4]) {
+    store_kept(out, kept[0], kept[1], kept[2], kept[3]);
+  }
   static void store_mask_part(std::uint8_t* out, Reg kept) {
     for (int i = 0; i < 4; ++i) out[i] = kept[i] != 0;
   }
@@ -162,7 +170,9 @@ struct Lanes16 {
     return vreinterpretq_s16_u8(vqtbl1q_u8(vreinterpretq_u8_s16(v), order));
   }
   template <int R>
-  static Reg ties() { return Reg{-1, -(R <= 2), -(R <= 1), 0, -1, -(R <= 2), -(R <= 1), 0}; }
+  static Reg ties() {
+    return Reg{-1, -(R <= 2), -(R <= 1), 0, -1, -(R <= 2), -(R <= 1), 0};
+  }
   static void store_mask(std::uint8_t* out, const Reg (&kept)[2]) {
     const int8x16_t bytes = vcombine_s8(vmovn_s16(kept[0]), vmovn_s16(kept[1]));
     vst1q_u8(out, vandq_u8(vreinterpretq_u8_s8(bytes), vdupq_n_u8(1)));
@@ -180,6 +190,8 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const Kernels kernels = {"neon", runs_here, kLanes, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor, pack_panels, linear_panels, conv2d_panels};
+const Kernels kernels = {"neon",          runs_here,       kLanes,
+                         mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
+                         pack_panels,     linear_panels,   conv2d_panels};
 
 }  // namespace sparse24::cpu::neon

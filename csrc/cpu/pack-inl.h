@@ -6,7 +6,7 @@
 // Rows and columns beyond the weight are zero weights at column 0 of their group.
 
 static void pack_panels(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows,
-                 std::int64_t padded, void* panels) {
+                        std::int64_t padded, void* panels) {
   const std::int64_t row_blocks = (rows + kLanes - 1) / kLanes;
   auto* block = static_cast<std::byte*>(panels);
   for (std::int64_t k = 0; k < padded; k += kBlockCols) {

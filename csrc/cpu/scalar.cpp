@@ -27,20 +27,31 @@ static inline Vec broadcast(float x) { return Vec{{x, x, x, x}}; }
 static inline Vec zero() { return broadcast(0.0f); }
 static inline Vec load(const float* p) { return Vec{{p[0], p[1], p[2], p[3]}}; }
 static inline void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
-static inline Vec add(Vec a, Vec b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
-static inline Vec mul(Vec a, Vec b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
-static inline Vec div(Vec a, Vec b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
+static inline Vec add(Vec a, Vec b) {
+  return each([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+static inline Vec mul(Vec a, Vec b) {
+  return each([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+static inline Vec div(Vec a, Vec b) {
+  return each([&](int i) { return a.lane[i] / b.lane[i]; });
+}
 static inline Vec fma(Vec a, Vec b, Vec c) { return add(mul(a, b), c); }  // libm's fma is a slow call
 // NaN comes through.
 static inline Vec clamp(Vec v, float low, float high) {
   return each([&](int i) { return v.lane[i] < low ? low : v.lane[i] > high ? high : v.lane[i]; });
 }
-static inline Vec relu(Vec v) { return each([&](int i) { return v.lane[i] < 0.0f ? 0.0f : v.lane[i]; }); }
-static inline Vec round(Vec v) { return each([&](int i) { return __builtin_rintf(v.lane[i]); }); }
+static inline Vec relu(Vec v) {
+  return each([&](int i) { return v.lane[i] < 0.0f ? 0.0f : v.lane[i]; });
+}
+static inline Vec round(Vec v) {
+  return each([&](int i) { return __builtin_rintf(v.lane[i]); });
+}
 // 2^n for integral n in [-126, 127]; NaN gives any value.
 static inline Vec pow2(Vec n) {
   return each([&](int i) {
-    const std::uint32_t bits = (n.lane[i] == n.lane[i] ? static_cast<std::uint32_t>(static_cast<int>(n.lane[i]) + 127) : 0u) << 23;
+    const std::uint32_t bits =
+        (n.lane[i] == n.lane[i] ? static_cast<std::uint32_t>(static_cast<int>(n.lane[i]) + 127) : 0u) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return power;
@@ -52,7 +63,9 @@ static inline Vec load_quad(const float* p) { return load(p); }
 static inline Vec splat(Vec quad, int j) { return broadcast(quad.lane[j]); }
 // Part s of the vector: four floats of rows[4 s + J].
 template <int J>
-static inline Vec load_quads(const float* const* rows, std::int64_t offset) { return load(rows[J] + offset); }
+static inline Vec load_quads(const float* const* rows, std::int64_t offset) {
+  return load(rows[J] + offset);
+}
 static inline void store_quads(float* const* rows, std::int64_t offset, Vec v) { store(rows[0] + offset, v); }
 // Transposes 4x4 inside every 128-bit part.
 static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
@@ -88,11 +101,17 @@ static inline Vec load_lanes(const float* p, const std::int32_t* offsets) {
   return each([&](int i) { return offsets[i] >= 0 ? p[offsets[i]] : 0.0f; });
 }
 
-static inline Vec absolute(Vec v) { return each([&](int i) { return __builtin_fabsf(v.lane[i]); }); }
+static inline Vec absolute(Vec v) {
+  return each([&](int i) { return __builtin_fabsf(v.lane[i]); });
+}
 // min(v, high), and high for NaN.
-static inline Vec cap(Vec v, float high) { return each([&](int i) { return v.lane[i] < high ? v.lane[i] : high; }); }
+static inline Vec cap(Vec v, float high) {
+  return each([&](int i) { return v.lane[i] < high ? v.lane[i] : high; });
+}
 // Comparisons give 1 or 0; choose takes `yes` where they hold.
-static inline Vec above(Vec a, Vec b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? 1.0f : 0.0f; }); }
+static inline Vec above(Vec a, Vec b) {
+  return each([&](int i) { return a.lane[i] > b.lane[i] ? 1.0f : 0.0f; });
+}
 static inline Vec choose(Vec condition, Vec yes, Vec no) {
   return each([&](int i) { return condition.lane[i] != 0.0f ? yes.lane[i] : no.lane[i]; });
 }
@@ -115,19 +134,40 @@ struct Lanes {
   static constexpr int kRegsPerMask = 1;
   static constexpr Bits kMagnitude = static_cast<Bits>(~Bits{0}) >> 1;
   template <typename F>
-  static Reg each(F f) { return Reg{{static_cast<Signed>(f(0)), static_cast<Signed>(f(1)), static_cast<Signed>(f(2)), static_cast<Signed>(f(3))}}; }
-  static Reg load(const Bits* p) { return each([&](int i) { return p[i]; }); }
+  static Reg each(F f) {
+    return Reg{
+        {static_cast<Signed>(f(0)), static_cast<Signed>(f(1)), static_cast<Signed>(f(2)), static_cast<Signed>(f(3))}};
+  }
+  static Reg load(const Bits* p) {
+    return each([&](int i) { return p[i]; });
+  }
   static void store(Bits* p, Reg v) { std::memcpy(p, v.lane, sizeof v.lane); }
-  static Reg all(int v) { return each([&](int) { return v; }); }
-  static Reg magnitude(Reg v) { return each([&](int i) { return v.lane[i] & kMagnitude; }); }
-  static Reg greater(Reg a, Reg b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? -1 : 0; }); }
-  static Reg add(Reg a, Reg b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
-  static Reg subtract(Reg a, Reg b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
-  static Reg both(Reg a, Reg b) { return each([&](int i) { return a.lane[i] & b.lane[i]; }); }
+  static Reg all(int v) {
+    return each([&](int) { return v; });
+  }
+  static Reg magnitude(Reg v) {
+    return each([&](int i) { return v.lane[i] & kMagnitude; });
+  }
+  static Reg greater(Reg a, Reg b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? -1 : 0; });
+  }
+  static Reg add(Reg a, Reg b) {
+    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static Reg subtract(Reg a, Reg b) {
+    return each([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static Reg both(Reg a, Reg b) {
+    return each([&](int i) { return a.lane[i] & b.lane[i]; });
+  }
   template <int R>
-  static Reg rotate(Reg v) { return each([&](int i) { return v.lane[(i + R) & 3]; }); }
+  static Reg rotate(Reg v) {
+    return each([&](int i) { return v.lane[(i + R) & 3]; });
+  }
   template <int R>
-  static Reg ties() { return each([](int i) { return i + R < 4 ? -1 : 0; }); }
+  static Reg ties() {
+    return each([](int i) { return i + R < 4 ? -1 : 0; });
+  }
   static void store_mask_part(std::uint8_t* out, Reg kept) {
     for (int i = 0; i < 4; ++i) out[i] = kept.lane[i] != 0;
   }
@@ -144,6 +184,8 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const Kernels kernels = {"scalar", runs_here, kLanes, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor, pack_panels, linear_panels, conv2d_panels};
+const Kernels kernels = {"scalar",        runs_here,       kLanes,
+                         mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
+                         pack_panels,     linear_panels,   conv2d_panels};
 
 }  // namespace sparse24::cpu::scalar

@@ -10,7 +10,7 @@
 // (upper row 0 + upper row 1) + (lower row 0 + lower row 1), each row lower column + higher column.
 
 struct Half {
-  int count;  // which of the 19 column counts
+  int count;          // which of the 19 column counts
   int first, second;  // pairs of the two rows
 };
 
@@ -122,7 +122,7 @@ static inline void transposable_tiles(LoadRow load_row, std::int64_t tiles, std:
 }
 
 static void transposable_tensor(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols,
-                              std::uint8_t* mask, int threads) {
+                                std::uint8_t* mask, int threads) {
 #pragma omp parallel for schedule(static) num_threads(usable_threads(threads)) if (rows * cols >= 16384)
   for (std::int64_t top = 0; top < rows; top += 4) {
     const auto load_row = [&](int row, std::int64_t column, std::int64_t count, float* out) {

@@ -31,27 +31,48 @@ To recast(const From& from) {
   return to;
 }
 
-inline F512 set1_ps(float x) { return each<F512>([&](int) { return x; }); }
+inline F512 set1_ps(float x) {
+  return each<F512>([&](int) { return x; });
+}
 inline F512 setzero_ps() { return set1_ps(0.0f); }
-inline F512 loadu_ps(const float* p) { return each<F512>([&](int i) { return p[i]; }); }
+inline F512 loadu_ps(const float* p) {
+  return each<F512>([&](int i) { return p[i]; });
+}
 inline void storeu_ps(float* p, F512 v) { std::memcpy(p, v.lane, sizeof v.lane); }
 inline F512 fmadd_ps(F512 a, F512 b, F512 c) {
   return each<F512>([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
 }
-inline F512 add_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] + b.lane[i]; }); }
-inline F512 mul_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] * b.lane[i]; }); }
-inline F512 div_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] / b.lane[i]; }); }
-// The second operand is returned when either is NaN.
-inline F512 min_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
-inline F512 max_ps(F512 a, F512 b) { return each<F512>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
-inline F512 roundscale_ps(F512 v, int) { return each<F512>([&](int i) { return std::nearbyint(v.lane[i]); }); }
-inline I512 cvtps_epi32(F512 v) {
-  return each<I512>([&](int i) { return std::isnan(v.lane[i]) ? INT32_MIN : static_cast<std::int32_t>(std::nearbyint(v.lane[i])); });
+inline F512 add_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return a.lane[i] + b.lane[i]; });
 }
-inline I512 set1_epi32(int x) { return each<I512>([&](int) { return x; }); }
+inline F512 mul_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+inline F512 div_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+// The second operand is returned when either is NaN.
+inline F512 min_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline F512 max_ps(F512 a, F512 b) {
+  return each<F512>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline F512 roundscale_ps(F512 v, int) {
+  return each<F512>([&](int i) { return std::nearbyint(v.lane[i]); });
+}
+inline I512 cvtps_epi32(F512 v) {
+  return each<I512>(
+      [&](int i) { return std::isnan(v.lane[i]) ? INT32_MIN : static_cast<std::int32_t>(std::nearbyint(v.lane[i])); });
+}
+inline I512 set1_epi32(int x) {
+  return each<I512>([&](int) { return x; });
+}
 inline I512 setzero_si512() { return set1_epi32(0); }
 inline I512 add_epi32(I512 a, I512 b) {
-  return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) + static_cast<std::uint32_t>(b.lane[i])); });
+  return each<I512>([&](int i) {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) + static_cast<std::uint32_t>(b.lane[i]));
+  });
 }
 inline I512 slli_epi32(I512 a, unsigned n) {
   return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) << n); });
@@ -60,7 +81,8 @@ inline I512 srli_epi32(I512 a, unsigned n) {
   return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) >> n); });
 }
 inline I512 srlv_epi32(I512 a, I512 n) {
-  return each<I512>([&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) >> n.lane[i]); });
+  return each<I512>(
+      [&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) >> n.lane[i]); });
 }
 inline F512 castsi512_ps(I512 v) { return recast<F512>(v); }
 inline F512 broadcast_f32x4(__m128 quad) {

@@ -2,6 +2,8 @@
 // guard bytes around every buffer that is written. Run plain, under -fsanitize=address,undefined, and
 // (cross-compiled) under an emulator. Closes with a line "N passed, N failed".
 
+#include "cpu/kernels.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,7 +14,6 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
 #include "error.h"
 #include "sparse24.h"
 
@@ -91,8 +92,8 @@ Packed packed(const cpu::Kernels& kernels, const std::vector<float>& w, std::int
   std::vector<std::uint8_t> indices(static_cast<std::size_t>(rows * padded / 8));
   compress(w.data(), DType::kFloat32, rows, cols, cols, values.data(), indices.data());
   const std::int64_t each = rows / groups;
-  const std::int64_t bytes = round_up(each, kernels.panel_rows) * (round_up(padded, cpu::kBlockCols) / cpu::kBlockCols) *
-                             (cpu::kBlockKept * 4 + 8);
+  const std::int64_t bytes = round_up(each, kernels.panel_rows) *
+                             (round_up(padded, cpu::kBlockCols) / cpu::kBlockCols) * (cpu::kBlockKept * 4 + 8);
   Packed out{std::vector<std::byte>(static_cast<std::size_t>(bytes * groups + 64)), nullptr};
   void* start = out.memory.data();
   std::size_t space = out.memory.size();
@@ -124,7 +125,8 @@ bool near(float got, double exact, std::int64_t terms) {
 
 void test_linear(const cpu::Kernels& kernels) {
   const std::int64_t m = pick({1, 3, 8, 15, 16, 17, 40, 100, 520}), k = pick({1, 4, 7, 8, 30, 64, 65, 100, 200, 330});
-  const std::int64_t n = pick({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 31, 64, 113, 260}), stride = k + pick({0, 0, 1, 7});
+  const std::int64_t n = pick({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 31, 64, 113, 260}),
+                     stride = k + pick({0, 0, 1, 7});
   const Activation activation = any_activation();
   const auto w = sparse_weight(m, k), x = normals(n * stride), bias = normals(m);
   const bool with_bias = pick({0, 1}) != 0;
@@ -146,7 +148,8 @@ void test_linear(const cpu::Kernels& kernels) {
                      static_cast<int>(activation), " bias ", with_bias));
 }
 
-std::int64_t out_size(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t pad, std::int64_t dilation) {
+std::int64_t out_size(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t pad,
+                      std::int64_t dilation) {
   const std::int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
   return room < 0 ? 0 : room / stride + 1;
 }
@@ -206,17 +209,18 @@ void test_conv(const cpu::Kernels& kernels) {
       }
     }
   }
-  expect(ok, message(kernels.name, " conv ", last ? "channels_last" : "contiguous", " batch ", a.batch, " groups ", groups,
-                     " c ", c, " o ", o, " hw ", a.height, "x", a.width, " kernel ", a.kernel_h, "x", a.kernel_w,
-                     " stride ", a.stride_h, ",", a.stride_w, " pad ", a.pad_h, ",", a.pad_w, " dilation ", a.dilation_h,
-                     ",", a.dilation_w));
+  expect(ok, message(kernels.name, " conv ", last ? "channels_last" : "contiguous", " batch ", a.batch, " groups ",
+                     groups, " c ", c, " o ", o, " hw ", a.height, "x", a.width, " kernel ", a.kernel_h, "x",
+                     a.kernel_w, " stride ", a.stride_h, ",", a.stride_w, " pad ", a.pad_h, ",", a.pad_w, " dilation ",
+                     a.dilation_h, ",", a.dilation_w));
 }
 
 // Kept by rank inside every group of four along the middle axis; ties to the lower index.
 template <typename Bits>
 void test_mask(const cpu::Kernels& kernels, void (*mask24)(const cpu::Mask24&), const char* width) {
   constexpr Bits kMagnitude = static_cast<Bits>(~Bits{0}) >> 1;
-  const std::int64_t outer = pick({1, 2, 5}), length = pick({1, 2, 3, 4, 8, 30, 64, 257}), inner = pick({1, 1, 1, 3, 9, 25, 40});
+  const std::int64_t outer = pick({1, 2, 5}), length = pick({1, 2, 3, 4, 8, 30, 64, 257}),
+                     inner = pick({1, 1, 1, 3, 9, 25, 40});
   std::vector<Bits> w(static_cast<std::size_t>(outer * length * inner));
   const bool ties = pick({0, 1}) != 0;
   for (Bits& bits : w) bits = static_cast<Bits>(ties ? (rng() & 3) | (rng() & 1) << (8 * sizeof(Bits) - 1) : rng());
@@ -229,7 +233,8 @@ void test_mask(const cpu::Kernels& kernels, void (*mask24)(const cpu::Mask24&), 
     const std::int64_t at = static_cast<std::int64_t>(i), p = at / inner % length, first = p / 4 * 4;
     int ahead = 0;
     for (std::int64_t q = first; q < std::min(first + 4, length); ++q) {
-      const Bits mine = before[i] & kMagnitude, other = before[static_cast<std::size_t>(at + (q - p) * inner)] & kMagnitude;
+      const Bits mine = before[i] & kMagnitude,
+                 other = before[static_cast<std::size_t>(at + (q - p) * inner)] & kMagnitude;
       ahead += other > mine || (other == mine && q < p);
     }
     const bool keep = ahead < 2;
@@ -299,15 +304,18 @@ void test_format() {
   bool ok = true;
   for (std::int64_t i = 0; i < rows * padded; ++i) {
     const float was = i % padded < cols ? w[static_cast<std::size_t>(i / padded * cols + i % padded)] : 0.0f;
-    ok = ok && back[static_cast<std::size_t>(i)] == was && !(was == 0 && std::signbit(back[static_cast<std::size_t>(i)]));
+    ok = ok && back[static_cast<std::size_t>(i)] == was &&
+         !(was == 0 && std::signbit(back[static_cast<std::size_t>(i)]));
   }
   expect(ok, message("format ", rows, "x", cols));
 
   indices.back() = 0;  // both indices of a group equal
-  expect(refused([&] { expand(values.data(), indices.data(), DType::kFloat32, rows, padded, back.data()); }, "damaged indices"),
+  expect(refused([&] { expand(values.data(), indices.data(), DType::kFloat32, rows, padded, back.data()); },
+                 "damaged indices"),
          "equal indices are refused");
   std::vector<float> dense(8, 1.0f);
-  expect(refused([&] { compress(dense.data(), DType::kFloat32, 1, 8, 8, values.data(), indices.data()); }, "row 0, group 0"),
+  expect(refused([&] { compress(dense.data(), DType::kFloat32, 1, 8, 8, values.data(), indices.data()); },
+                 "row 0, group 0"),
          "dense weights are refused");
 }
 
