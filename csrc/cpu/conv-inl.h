@@ -231,14 +231,15 @@ static void conv_part(const ConvShape& s, const TilePlan& plan, std::int64_t gro
 
 template <typename Source>
 static void conv_groups(const ConvShape& s) {
-  const TilePlan plan(s.pixels);
-  const Split split(s.rows, plan.tiles * s.a.groups, usable_threads(s.a.threads));
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(split.parts())) if (split.parts() > 1)
-  for (std::int64_t part = 0; part < split.parts(); ++part) {
-    const Range rows = split.rows(part), tiles = split.tiles(part);
-    for (std::int64_t group = tiles.begin / plan.tiles; group * plan.tiles < tiles.end; ++group) {
-      const std::int64_t begin = tiles.begin - group * plan.tiles, end = tiles.end - group * plan.tiles;
-      conv_part<Source>(s, plan, group, rows, {begin < 0 ? 0 : begin, end < plan.tiles ? end : plan.tiles});
+  const int threads = usable_threads(s.a.threads);
+  const TilePlan plan(s.pixels, threads);
+  const Split split(s.rows, plan.tiles * s.a.groups, threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (std::int64_t task = 0; task < split.tasks(); ++task) {
+    const Range tiles = split.tiles(task);
+    for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+      const std::int64_t group = tile / plan.tiles, first = tile % plan.tiles;
+      conv_part<Source>(s, plan, group, split.rows(task), {first, first + 1});
     }
   }
 }

@@ -163,10 +163,13 @@ static void write_transposed(const float* sums, std::int64_t stride, std::int64_
 }
 
 // How n tokens are cut into tiles of nearly equal numbers of vectors: 16 vectors go 8 + 8, not 14 + 2.
+// Where a few tiles go round the threads, there are as many for each.
 struct TilePlan {
   std::int64_t vectors, tiles;
-  explicit TilePlan(std::int64_t n)
-      : vectors((n + kLanes - 1) / kLanes), tiles((vectors + kMaxVectors - 1) / kMaxVectors) {}
+  TilePlan(std::int64_t n, std::int64_t threads)
+      : vectors((n + kLanes - 1) / kLanes), tiles((vectors + kMaxVectors - 1) / kMaxVectors) {
+    if (tiles >= threads && tiles < 8 * threads) tiles = round_up(tiles, threads);
+  }
   std::int64_t first(std::int64_t tile) const { return tile * vectors / tiles; }
 };
 
@@ -174,30 +177,29 @@ struct Range {
   std::int64_t begin, end;
 };
 
-// Work cut for threads: by output rows while each part keeps enough of them to pay for packing the
-// same tiles again, otherwise by tiles.
+// Work cut into tasks: a tile each, for all rows, where there is one for every thread; otherwise by
+// output rows, where every task packs the same tiles again.
 class Split {
  public:
   Split(std::int64_t rows, std::int64_t tiles, std::int64_t threads) : rows_(rows), tiles_(tiles) {
     const std::int64_t blocks = (rows + kLanes - 1) / kLanes;
-    by_rows_ = rows >= threads * 128 || tiles < 2 * threads;
-    const std::int64_t most = by_rows_ ? blocks : tiles;
-    parts_ = threads < most ? threads : most;
+    by_rows_ = tiles < threads;
+    tasks_ = !by_rows_ ? tiles : blocks < threads ? blocks : threads;
   }
-  std::int64_t parts() const { return parts_; }
-  Range rows(std::int64_t part) const {
+  std::int64_t tasks() const { return tasks_; }
+  Range rows(std::int64_t task) const {
     if (!by_rows_) return {0, rows_};
     const std::int64_t blocks = (rows_ + kLanes - 1) / kLanes;
-    const std::int64_t end = blocks * (part + 1) / parts_ * kLanes;
-    return {blocks * part / parts_ * kLanes, end < rows_ ? end : rows_};
+    const std::int64_t end = blocks * (task + 1) / tasks_ * kLanes;
+    return {blocks * task / tasks_ * kLanes, end < rows_ ? end : rows_};
   }
-  Range tiles(std::int64_t part) const {
+  Range tiles(std::int64_t task) const {
     if (by_rows_) return {0, tiles_};
-    return {tiles_ * part / parts_, tiles_ * (part + 1) / parts_};
+    return {task, task + 1};
   }
 
  private:
-  std::int64_t rows_, tiles_, parts_;
+  std::int64_t rows_, tiles_, tasks_;
   bool by_rows_;
 };
 
@@ -232,10 +234,11 @@ static void linear_part(const Linear& a, const TilePlan& plan, Range row_range, 
 }
 
 static void linear_many(const Linear& a) {
-  const TilePlan plan(a.n);
-  const Split split(a.m, plan.tiles, usable_threads(a.threads));
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(split.parts())) if (split.parts() > 1)
-  for (std::int64_t part = 0; part < split.parts(); ++part) {
-    linear_part(a, plan, split.rows(part), split.tiles(part));
+  const int threads = usable_threads(a.threads);
+  const TilePlan plan(a.n, threads);
+  const Split split(a.m, plan.tiles, threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (std::int64_t task = 0; task < split.tasks(); ++task) {
+    linear_part(a, plan, split.rows(task), split.tiles(task));
   }
 }
