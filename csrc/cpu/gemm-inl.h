@@ -15,9 +15,9 @@ constexpr std::int64_t kTileParts = kBlockCols / kTileCols;
 constexpr std::int64_t kBlockBytes = kLanes * (kBlockKept * 4 + 8);
 static_assert(kBlockCols % kTileCols == 0 && kTileQuads % 4 == 0, "a tile takes whole metadata words");
 
-// Rows of a panel whose sums are kept while the tiles of all K pass by: V * kLanes floats a row, so
-// that they fit L2 beside the tile.
-constexpr std::int64_t kSumRows = 512;
+// Rows of a panel whose sums are kept while the tiles of all K pass by: a row of sums is as long as a
+// tile's, and together they take 300 KB of L2.
+constexpr std::int64_t kSumRows = (300 << 10) / (kMaxVectors * kLanes * 4) / 16 * 16;
 
 // Where the quads of row r lie in a block: rows r, r+4, r+8.. share a vector, so that decode can
 // transpose 4x4 inside 128-bit lanes while it reads the block from front to back.
