@@ -348,7 +348,7 @@ def _pack_panels(values: Tensor, indices: Tensor, groups: int) -> _Panels:
     """Pack a checked weight and keep its panels until ``values`` is gone."""
     key = id(values)
     if key not in _panels:
-        weakref.finalize(values, _panels.pop, key, None)
+        weakref.finalize(values, _panels.pop, key, None).atexit = False
     entry = _panels[key] = _pack(values, indices, groups)
     return entry
 
