@@ -13,9 +13,9 @@ namespace {
 using Vec = __m256;
 constexpr std::int64_t kLanes = 8;
 
-// Nine sums cover the latency of the multiply-add. Fourteen, which the registers would hold, are 2 %
-// faster on an idle machine, but their tile fills a 32 KB L1 that another hyperthread may share: with
-// busy neighbours nine are 10 % faster. This tile is 18 KB.
+// Nine sums cover the latency of the multiply-add. Fourteen, which the registers would hold, measured
+// no better on a quiet machine, and their tile fills a 32 KB L1 that another hyperthread may share:
+// with busy neighbours they were 10 % slower. This tile is 18 KB.
 constexpr std::int64_t kMaxVectors = 9;
 constexpr std::int64_t kTileCols = 64;
 
