@@ -46,12 +46,6 @@ PYBIND11_MODULE(_C, m) {
       py::arg("values"), py::arg("indices"), py::arg("dtype"), py::arg("rows"), py::arg("padded"), py::arg("dense"),
       free_gil);
   m.def(
-      "check_indices",
-      [](Address indices, std::int64_t rows, std::int64_t padded) {
-        check_indices(at<std::uint8_t>(indices), rows, padded);
-      },
-      py::arg("indices"), py::arg("rows"), py::arg("padded"), free_gil);
-  m.def(
       "nm_mask",
       [](Address weight, int dtype, std::int64_t outer, std::int64_t length, std::int64_t inner, int n, int m,
          Address mask, int threads) {

@@ -58,11 +58,6 @@ def compress_matrix(
     return values, indices
 
 
-def names_of(dtypes: Sequence[torch.dtype]) -> str:
-    """Dtypes as a reader writes them: "float32, float16"."""
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
 def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
     """(row, group) of the first group whose two indices do not increase."""
     pairs = torch.stack((indices & 15, indices >> 4), dim=-1).flatten(1)
@@ -90,7 +85,7 @@ class CompressedModule(nn.Module):
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
-            raise TypeError(f"{type(self).__name__} computes in {names_of(DTYPES)}, not {dtype}")
+            raise TypeError(f"{type(self).__name__} computes in {ops.names_of(DTYPES)}, not {dtype}")
         if activation not in ops.ACTIVATIONS:
             raise ValueError(f"activation {activation!r} is not one of {ops.ACTIVATIONS}")
         self.activation = activation

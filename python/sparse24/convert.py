@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 
 from . import prunable
 from .attention import SparseMultiheadAttention
-from .compressed import DTYPES, NotSparse24Error, names_of
+from .compressed import DTYPES, NotSparse24Error
 from .nn import SparseConv2d, SparseLinear
+from .ops import names_of
 from .report import Report, Row
 
 FilterFn = Callable[[str, nn.Module], bool]

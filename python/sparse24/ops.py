@@ -16,7 +16,7 @@ indices of a group always increase.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -224,7 +224,7 @@ def _check_compressible(weight: Tensor) -> None:
     )
     torch._check_type(
         weight.dtype in _DTYPES,
-        lambda: f"compress supports {_names(_DTYPES)}, not {weight.dtype}",
+        lambda: f"compress supports {names_of(_DTYPES)}, not {weight.dtype}",
     )
 
 
@@ -232,7 +232,7 @@ def _check_compressed(values: Tensor, indices: Tensor) -> None:
     torch._check_type(
         values.dtype in _DTYPES and indices.dtype == torch.uint8,
         lambda: (
-            f"values must be one of {_names(_DTYPES)} and indices uint8, "
+            f"values must be one of {names_of(_DTYPES)} and indices uint8, "
             f"not {values.dtype} and {indices.dtype}"
         ),
     )
@@ -247,7 +247,8 @@ def _check_compressed(values: Tensor, indices: Tensor) -> None:
     )
 
 
-def _names(dtypes: Sequence[torch.dtype] | dict[torch.dtype, int]) -> str:
+def names_of(dtypes: Iterable[torch.dtype]) -> str:
+    """Dtypes as a reader writes them: "float32, float16"."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
@@ -376,7 +377,7 @@ def _check_product(
     )
     torch._check_type(
         values.dtype in _COMPUTE_DTYPES,
-        lambda: f"products need values of {_names(_COMPUTE_DTYPES)}, not {values.dtype}",
+        lambda: f"products need values of {names_of(_COMPUTE_DTYPES)}, not {values.dtype}",
     )
     torch._check_value(
         values.dim() == 2 and indices.dim() == 2,
