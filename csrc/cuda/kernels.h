@@ -1,0 +1,69 @@
+// The CUDA kernels: plain pointers to memory of the current device, sizes, and a stream (a cudaStream_t).
+//
+// Every call is asynchronous on the stream: none allocates, synchronises or asks the device anything, so
+// all can be captured into a graph. A call with an empty result launches nothing. A launch that fails
+// throws Error with CUDA's own text; sizes that the kernel cannot take throw InvalidArgument before.
+// Sizes are 64-bit throughout. Speed depends on alignment, results do not: where pointers and row strides
+// are multiples of 16 bytes, memory is read and written in 16-byte accesses.
+#pragma once
+
+#include <cstdint>
+
+#include "sparse24.h"
+
+namespace sparse24::cuda {
+
+// ---- masks (kept = 1) of a contiguous weight [rows, cols]: fp32, fp16, bf16 ----
+
+// 2:4 along cols by the rules of sparse24::nm_mask.
+void mask24(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask, void* stream);
+
+// Also zeroes what the mask prunes, in place; mask may be null.
+void prune24(void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask, void* stream);
+
+// The same bits as sparse24::transposable_mask. rows and cols are multiples of 4.
+void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
+                       void* stream);
+
+// ---- canonical format, all five dtypes ----
+
+// As sparse24::compress, except that a crowded group throws nothing: the smallest row * (padded / 4) + group
+// of a group with more than two non-zeros is left in *first_crowded (device memory), which the caller has set to
+// INT64_MAX, and the group keeps its first two.
+void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
+              void* values, std::uint8_t* indices, std::int64_t* first_crowded, void* stream);
+
+// dense [dense_rows, dense_cols], contiguous, both at least the weight's: rows and columns beyond it become
+// zero, so a shape padded to what a product needs is written in one pass. Does not check the indices; damaged
+// ones give a wrong weight but stay in bounds.
+void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
+            void* dense, std::int64_t dense_rows, std::int64_t dense_cols, void* stream);
+
+// ---- operands of products ----
+
+// The patches of a channels_last image as rows of a matrix. Row i is token first_token + i of the
+// batch * out_h * out_w output pixels; its columns are (r, s, c) with c padded to a multiple of 4, as in the
+// weight of SparseConv2d. Padding of every kind is zero, up to column k_padded; columns from there to ld are
+// not written. A part of the tokens at a time keeps the matrix of a large batch small.
+struct Im2col {
+  const void* x;     // [batch, height, width, channels], contiguous
+  void* matrix;      // [tokens, ld], at a multiple of 16 bytes
+  int element_size;  // 1, 2 or 4 bytes
+  std::int64_t batch, height, width, channels;
+  std::int64_t first_channel, group_channels;  // the slice that belongs to one group of the convolution
+  std::int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  std::int64_t k_padded;  // a multiple of 4, at least kernel_h * kernel_w * round_up(group_channels, 4)
+  std::int64_t ld;        // elements between rows: at least k_padded, a multiple of 16 bytes
+  std::int64_t first_token, tokens;
+};
+void im2col(const Im2col& args, void* stream);
+
+// Symmetric int8, a scale for each of the n rows: out [n, k_padded] = round_half_even(x * (127 / absmax)), in
+// fp32, with zeros from k on; scale [n] = absmax / 127, so that x is about out * scale. x (fp32, fp16, bf16) has
+// row_stride elements between rows. A row whose absmax is below 127 * 2^-126 (scale would not be a normal number)
+// counts as zeros: out 0, scale 1. A row that holds NaN or Inf gives out 0 and scale NaN: its product is NaN
+// throughout instead of silently finite.
+void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride,
+                        std::int8_t* out, std::int64_t k_padded, float* scale, void* stream);
+
+}  // namespace sparse24::cuda
