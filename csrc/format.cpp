@@ -82,8 +82,10 @@ void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t co
     case DType::kFloat32: return as.operator()<std::uint32_t, true>();
     case DType::kFloat16:
     case DType::kBFloat16: return as.operator()<std::uint16_t, true>();
+    case DType::kInt32: return as.operator()<std::uint32_t, false>();
     case DType::kInt8: return as.operator()<std::uint8_t, false>();
-    case DType::kFloat8: return as.operator()<std::uint8_t, true>();
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2: return as.operator()<std::uint8_t, true>();
   }
 }
 
@@ -93,11 +95,13 @@ void expand(const void* values, const std::uint8_t* indices, DType dtype, std::i
     expand_as(static_cast<const Bits*>(values), indices, rows, padded, static_cast<Bits*>(dense));
   };
   switch (dtype) {
-    case DType::kFloat32: return as.operator()<std::uint32_t>();
+    case DType::kFloat32:
+    case DType::kInt32: return as.operator()<std::uint32_t>();
     case DType::kFloat16:
     case DType::kBFloat16: return as.operator()<std::uint16_t>();
     case DType::kInt8:
-    case DType::kFloat8: return as.operator()<std::uint8_t>();
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2: return as.operator()<std::uint8_t>();
   }
 }
 

@@ -9,11 +9,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
+#include <vector>
 
 namespace sparse24 {
 
-enum class DType { kFloat32, kFloat16, kBFloat16, kInt8, kFloat8 };
+enum class DType { kFloat32, kFloat16, kBFloat16, kInt8, kFloat8E4M3, kFloat8E5M2, kInt32 };
 enum class Activation { kNone, kRelu, kGelu, kGeluTanh };
 enum class MemoryFormat { kContiguous, kChannelsLast };
 
@@ -91,4 +93,142 @@ struct Conv2d {
 };
 void conv2d(const Conv2d& args);
 
+// ---- products on NVIDIA sparse tensor cores, through cuSPARSELt (csrc/cusparselt) ----
+// Nothing here allocates device memory: sizes are reported, the caller brings buffers. Calls are
+// asynchronous on `stream` (a cudaStream_t) unless they say otherwise, and may come from any thread:
+// each thread has its own handles. The current device must be `device`.
+namespace cusparselt {
+
+// Folders or files to try, in order, after SPARSE24_CUSPARSELT and a copy that the process has loaded
+// already, and before the system's: for the wheels, which lie outside the loader's path.
+void set_search_paths(std::vector<std::string> cusparselt, std::vector<std::string> cudart);
+
+// What was opened, at the first call. Throws Error with every attempt and its reason.
+struct Library {
+  int version;  // 801 is 0.8.1, 1000 is 0.10.0
+  std::string path, cudart_path;
+  std::string caveat;  // empty, or why another version would be better
+};
+Library library();
+
+// Creates this thread's handle. Throws Error: no driver, no such device, an architecture before sm_80.
+struct Device {
+  int sm;  // 86 is compute capability 8.6
+  int multiprocessors;
+};
+Device open_device(int device);
+
+// How the library computes a product. Ids have a meaning for one version, GPU and problem only.
+struct Algorithm {
+  int id = 0;
+  int split_k = 0;           // 0: the library's default; -1: Segment-K, sm_90 only
+  int split_k_mode = 0;      // of abi::SplitKMode; 0: the library's default
+  int split_k_buffers = -1;  // -1: the library's default
+  bool operator==(const Algorithm&) const = default;
+};
+
+// y [batches, n, m] = activation(scale * (x [batches, n, k] W^T) + bias), W [m, k] 2:4 along k
+// (float32: 1:2, computed as TF32). Everything a plan depends on.
+struct Product {
+  DType in = DType::kFloat16, out = DType::kFloat16;
+  std::int64_t m = 0, n = 0, k = 0;
+  std::int64_t x_stride = 0, y_stride = 0;  // elements between tokens
+  std::int64_t batches = 1, x_batch_stride = 0, y_batch_stride = 0;
+  Activation activation = Activation::kNone;
+  float relu_threshold = 0;  // ReLU: 0 where v <= threshold, else min(v, upper bound)
+  float relu_upper_bound = std::numeric_limits<float>::infinity();
+  bool has_bias = false;       // [m], of out's dtype; float32 for int8 inputs
+  bool scale_per_row = false;  // scale is a device float32 [m]; else a number of the call
+  Algorithm algorithm;
+  bool operator==(const Product&) const = default;
+};
+std::string describe(const Product& product);
+
+// Why cuSPARSELt of this version cannot run the product on this architecture, with the nearest legal
+// choice; empty: it can. No library is needed.
+std::string why_illegal(const Product& product, int sm, int version);
+
+// Elements that m, n, k and the strides have to be multiples of.
+struct Multiples {
+  int m, n, k, x_stride, y_stride;
+};
+Multiples multiples(DType in, DType out);
+
+// Bytes of device memory. Builds the plan if need be: refused while `stream` captures a graph.
+struct Sizes {
+  std::size_t blob, compress_buffer, workspace;
+};
+Sizes sizes(int device, const Product& product, void* stream);
+
+// What a blob was made for. Another algorithm, shape, GPU or library reads it wrongly, without an
+// error (pytorch#155333), so matmul compares.
+struct BlobKey {
+  int device = -1, sm = 0, version = 0;
+  DType dtype = DType::kFloat16;
+  std::int64_t m = 0, k = 0;
+  Algorithm algorithm;
+  bool operator==(const BlobKey&) const = default;
+};
+BlobKey blob_key(int device, const Product& product);
+
+// dense [m, k], contiguous and 2:4 (not checked), to a blob of sizes().blob bytes.
+BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream);
+
+struct Operands {
+  const void* blob;
+  BlobKey key;  // compress's
+  const void* x;
+  void* y;
+  const void* bias;    // null unless has_bias
+  const float* scale;  // device, [m], null unless scale_per_row
+  float alpha = 1;     // the scale of the call unless scale_per_row
+  void* workspace;
+  std::size_t workspace_bytes;
+};
+// All addresses on the device and multiples of 16. A call whose plan exists sets two pointers and
+// launches: no allocation, no synchronisation, and it can be captured. Building a plan while `stream`
+// captures is refused. Throws InvalidArgument before anything is queued.
+void matmul(int device, const Product& product, const Operands& operands, void* stream);
+
+// ---- search: every algorithm id, with split-k where the architecture has it ----
+
+std::vector<Algorithm> algorithms(int device, const Product& product, void* stream);
+
+struct Trial {
+  Algorithm algorithm;
+  float microseconds = 0;  // median of the launches; 0: not timed
+  double error = 0;        // largest difference from the default algorithm over its largest magnitude
+  std::string refused;     // why it is out; empty: it is right
+};
+struct SearchBuffers {
+  const void* dense;  // [m, k], 2:4
+  const void* x;
+  void* y;  // overwritten
+  const void* bias;
+  const float* scale;
+  void *blob, *compress_buffer, *workspace;  // of search_sizes()
+};
+Sizes search_sizes(int device, const Product& product, void* stream);
+
+// Compresses, runs, compares with the default algorithm, and times every algorithm until the budget
+// is spent (the default always first). Synchronises; refused while `stream` captures.
+std::vector<Trial> search(int device, const Product& product, const SearchBuffers& buffers, int launches,
+                          float budget_ms, void* stream);
+
+// cusparseLtMatmulSearch: the library's own choice. Overwrites y.
+Algorithm library_search(int device, const Product& product, const SearchBuffers& buffers, int launches, void* stream);
+
+// ---- for callers without a CUDA toolkit ----
+
+void synchronize(void* stream);
+bool is_capturing(void* stream);
+
+// Plans kept by this thread for each device (at least 1; default 256), and how many there are now.
+void set_plan_capacity(int plans);
+int plans_cached();
+// Destroys this thread's plans and handles. They are destroyed at thread exit anyway, but for the main
+// thread, at whose exit the driver may be gone.
+void release_thread();
+
+}  // namespace cusparselt
 }  // namespace sparse24

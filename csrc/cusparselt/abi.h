@@ -190,4 +190,15 @@ enum CaptureStatus : int { kCaptureNone = 0, kCaptureActive = 1, kCaptureInvalid
   X(EventElapsedTime, CudaError, (float*, CudaEvent, CudaEvent))                 \
   X(EventDestroy, CudaError, (CudaEvent))
 
+// The functions as pointers, by these names.
+#define SPARSE24_POINTER(name, result, parameters) result(*name) parameters = nullptr;
+struct CusparseltFunctions {
+  SPARSE24_CUSPARSELT_REQUIRED(SPARSE24_POINTER)
+  SPARSE24_CUSPARSELT_OPTIONAL(SPARSE24_POINTER)  // null where the library lacks them
+};
+struct CudaFunctions {
+  SPARSE24_CUDA_RUNTIME(SPARSE24_POINTER)
+};
+#undef SPARSE24_POINTER
+
 }  // namespace sparse24::abi
