@@ -1,4 +1,4 @@
-// The Python module sparse24._C. Pointers arrive as integers; ops.py has checked every argument.
+// The Python module sparse24._C. Pointers arrive as integers; sparse24.ops has checked every argument.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

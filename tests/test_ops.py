@@ -44,13 +44,13 @@ def _seed() -> None:
 def packs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every weight packed while the test runs."""
     calls: list[int] = []
-    pack = ops._C.pack
+    pack = ops.panels._C.pack
 
     def counted(*args: Any) -> None:
         calls.append(args[3])
         pack(*args)
 
-    monkeypatch.setattr(ops._C, "pack", counted)
+    monkeypatch.setattr(ops.panels._C, "pack", counted)
     return calls
 
 
@@ -435,16 +435,16 @@ def test_changed_indices_are_seen(packs: list[int]) -> None:
 @pytest.mark.parametrize("swap_data", [False, True])
 def test_panels_die_with_their_module(kind: str, swap_data: bool) -> None:
     gc.collect()
-    before = set(ops._panels)
+    before = set(ops.panels._panels)
     module, x = packable(kind)
     module(x)
     if swap_data:
         module.values.data = module.values.data.clone()
         module(x)
-    assert len(set(ops._panels) - before) == 1
+    assert len(set(ops.panels._panels) - before) == 1
     del module
     gc.collect()
-    assert set(ops._panels) <= before
+    assert set(ops.panels._panels) <= before
 
 
 def test_two_modules_of_one_shape_do_not_mix(packs: list[int]) -> None:

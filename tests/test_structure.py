@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "sparse24"
 CSRC = ROOT / "csrc"
 
-CPP = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cpp")])
+CPP = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cuh", ".cu"})
+BACKENDS = ("cpu", "cusparselt", "cuda")
 ISA_FLAG = re.compile(r"-m(arch|cpu|tune|avx|fma|f16c|sse|bmi|popcnt|vnni|fpu)")
 
 
@@ -50,17 +51,28 @@ def project_version() -> str:
 # ---- directions -------------------------------------------------------------------------------------
 
 
-def test_only_ops_imports_the_extension() -> None:
+def test_only_ops_imports_the_extensions() -> None:
     importers = {
-        path.relative_to(PACKAGE).as_posix()
+        path.relative_to(PACKAGE).parts[0]
         for path in PACKAGE.rglob("*.py")
-        if any("_C" in name.split(".") and not name.startswith("torch") for name in imported(path))
+        if any(
+            {"_C", "_CUDA"} & set(name.split(".")) and not name.startswith("torch") for name in imported(path)
+        )
     }
-    assert importers == {"ops.py"}
+    assert importers == {"ops"}
 
 
 def test_only_bindings_include_pybind11() -> None:
-    assert [p.name for p in CPP if any(i.startswith("pybind11/") for i in includes(p))] == ["bindings.cpp"]
+    bound = [p.relative_to(CSRC) for p in CPP if any(i.startswith("pybind11/") for i in includes(p))]
+    assert {path.name for path in bound} == {"bindings.cpp"}
+
+
+def test_backends_do_not_know_each_other() -> None:
+    for folder in BACKENDS:
+        others = "|".join(other for other in BACKENDS if other != folder)
+        foreign = re.compile(rf"(^|/)({others})/")
+        files = [p for p in (CSRC / folder).iterdir() if p.is_file()]
+        assert [p for p in files for i in includes(p) if foreign.search(i)] == []
 
 
 def test_no_cpp_includes_torch_or_python() -> None:

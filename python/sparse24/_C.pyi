@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/bindings.cpp). Pointers are addresses; ops.py has checked every argument.
+"""The compiled extension (csrc/bindings.cpp). Pointers are addresses; ops has checked every argument.
 
 ``dtype`` and ``activation`` are the values of the enums in csrc/sparse24.h; a mask or bias of address 0
 is absent. ``shape`` is (batch, in_channels, height, width, out_channels) and ``window`` (kernel, stride,

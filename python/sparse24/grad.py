@@ -105,7 +105,7 @@ class _Conv2d(torch.autograd.Function):
 def linear(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """``torch.ops.sparse24.linear``, differentiable once in input, values and bias."""
     output: Tensor = _Linear.apply(input, values, indices, bias)  # type: ignore[no-untyped-call]
-    return ops._activate(output, activation)
+    return ops.activate(output, activation)
 
 
 def conv2d(
@@ -116,4 +116,4 @@ def conv2d(
     output: Tensor = _Conv2d.apply(  # type: ignore[no-untyped-call]
         input, values, indices, bias, kernel_size, stride, padding, dilation, groups
     )
-    return ops._activate(output, activation)
+    return ops.activate(output, activation)

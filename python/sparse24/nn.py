@@ -1,7 +1,7 @@
 """Inference modules whose 2:4 weight is stored compressed: drop-ins for ``nn.Linear`` and ``nn.Conv2d``.
 
 A product runs in three steps: ``SparseLinear.forward`` here checks the input's width and calls
-``torch.ops.sparse24.linear`` (through ops.py), which packs the compressed weight for this machine once,
+``torch.ops.sparse24.linear`` (through ops), which packs the compressed weight for this machine once,
 keeps the pack while the weight lives, and calls the C++ kernel (csrc/cpu).
 
 The weights are constants here. Gradients still flow to the input, and to ``bias`` or ``values`` where

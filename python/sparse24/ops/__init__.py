@@ -1,0 +1,32 @@
+"""The operators ``torch.ops.sparse24.*``: schemas, kernels per device, fake kernels.
+
+The only package that imports the compiled extensions. Each operator has three bodies: one in C++ for the
+devices that have it, one in plain torch that serves every other device and dtype, and a fake one that
+gives shapes to ``torch.compile`` and ``torch.export``. Arguments are checked here, before anything runs.
+"""
+
+from __future__ import annotations
+
+from .conv2d import conv2d_torch
+from .layout import conv_matrix_to_weight, conv_weight_to_matrix
+from .linear import linear, linear_torch
+from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
+from .product import activate
+from .registry import ACTIVATIONS, Error, cpu_isa, names_of, round_up
+
+__all__ = [
+    "ACTIVATIONS",
+    "Error",
+    "activate",
+    "conv2d_torch",
+    "conv_matrix_to_weight",
+    "conv_weight_to_matrix",
+    "cpu_isa",
+    "linear",
+    "linear_torch",
+    "names_of",
+    "nm_mask_torch",
+    "prune_torch_",
+    "round_up",
+    "transposable_mask_torch",
+]

@@ -1,0 +1,53 @@
+"""What the sparse products share: checks of their operands, and activations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import check_compressed
+from .registry import ACTIVATIONS, names_of
+
+_COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_product(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str
+) -> None:
+    torch._check_value(
+        activation in ACTIVATIONS, lambda: f"activation {activation!r} is not one of {ACTIVATIONS}"
+    )
+    torch._check_type(
+        input.dtype == values.dtype and (bias is None or bias.dtype == values.dtype),
+        lambda: (
+            f"input, values and bias must have one dtype, not {input.dtype}, {values.dtype} and "
+            f"{None if bias is None else bias.dtype}; convert with .to(...) or use autocast"
+        ),
+    )
+    torch._check_type(
+        values.dtype in _COMPUTE_DTYPES,
+        lambda: f"products need values of {names_of(_COMPUTE_DTYPES)}, not {values.dtype}",
+    )
+    torch._check_value(
+        values.dim() == 2 and indices.dim() == 2,
+        lambda: (
+            "values and indices must be [rows, K/2] and [rows, K/8], not "
+            f"{tuple(values.shape)} and {tuple(indices.shape)}"
+        ),
+    )
+    check_compressed(values, indices)
+    torch._check_value(
+        bias is None or bias.shape == (values.shape[0],),
+        lambda: f"bias must be [{values.shape[0]}], not {tuple(bias.shape) if bias is not None else None}",
+    )
+
+
+def activate(output: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return F.relu(output)
+    if activation == "gelu":
+        return F.gelu(output)
+    if activation == "gelu_tanh":
+        return F.gelu(output, approximate="tanh")
+    return output

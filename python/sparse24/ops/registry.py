@@ -1,0 +1,61 @@
+"""What every operator of ``torch.ops.sparse24`` is registered with, and the codes of the C++ enums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from .. import _C
+
+Error = _C.Error
+Error.__doc__ = "A backend that failed or is missing. Mistakes of the caller are ValueError and TypeError."
+
+library = Library("sparse24", "DEF")
+TAGS = (torch.Tag.pt2_compliant_tag,)
+
+#: Codes of dtypes, in the order of the C++ enum.
+DTYPES = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+    torch.float8_e5m2: 5,
+}
+#: Names of the fused activations, in the order of the C++ enum.
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh")
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+
+def round_up(value: int, multiple: int) -> int:
+    """``value`` rounded up to a multiple of ``multiple``."""
+    return -(-value // multiple) * multiple
+
+
+def names_of(dtypes: Iterable[torch.dtype]) -> str:
+    """Dtypes as a reader writes them: "float32, float16"."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def under_autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    """The product as autocast sees it: in the weight's dtype (its panels exist), out in autocast's."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def product(
+        input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, *rest: Any
+    ) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            bias = None if bias is None else bias.to(values.dtype)
+            output = operator(input.to(values.dtype), values, indices, bias, *rest)
+            return output.to(torch.get_autocast_dtype(device))
+
+    return product
+
+
+def cpu_isa() -> str:
+    """The instruction set of the CPU kernels: "avx512", "avx2", "neon" or "scalar"."""
+    return _C.cpu_isa()
