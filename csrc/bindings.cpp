@@ -11,6 +11,8 @@
 namespace py = pybind11;
 using namespace sparse24;
 
+void bind_cusparselt(py::module_& m);  // cusparselt/bindings.cpp
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -29,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
   const py::call_guard<py::gil_scoped_release> free_gil;
 
+  bind_cusparselt(m);
   m.def("cpu_isa", &cpu_isa);
   m.def("panels_bytes", &panels_bytes, py::arg("rows"), py::arg("padded"));
   m.def(

@@ -111,6 +111,14 @@ struct Library {
 };
 Library library();
 
+// The CUDA driver and runtime, without creating a context.
+struct Driver {
+  int driver_version = 0, runtime_version = 0;  // 13000 is CUDA 13.0; driver 0: none is loaded
+  int devices = 0;
+  std::string problem;  // CUDA's text where it cannot count devices
+};
+Driver driver();
+
 // Creates this thread's handle. Throws Error: no driver, no such device, an architecture before sm_80.
 struct Device {
   int sm;  // 86 is compute capability 8.6

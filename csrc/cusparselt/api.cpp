@@ -179,6 +179,18 @@ void check_cuda(abi::CudaError error, const char* function) {
       message(function, " failed: error ", error, " (", cuda().GetErrorString(error), "); CUDA runtime ", cuda().path));
 }
 
+Driver driver() {
+  Driver found;
+  check_cuda(cuda().DriverGetVersion(&found.driver_version), "cudaDriverGetVersion");
+  check_cuda(cuda().RuntimeGetVersion(&found.runtime_version), "cudaRuntimeGetVersion");
+  const abi::CudaError error = cuda().GetDeviceCount(&found.devices);
+  if (error != abi::kCudaSuccess) {
+    found.devices = 0;
+    found.problem = message("cudaGetDeviceCount: error ", error, ", ", cuda().GetErrorString(error));
+  }
+  return found;
+}
+
 void synchronize(void* stream) { check_cuda(cuda().StreamSynchronize(stream), "cudaStreamSynchronize"); }
 
 bool is_capturing(void* stream) {
