@@ -172,7 +172,7 @@ Sizes sizes(int device, const Product& product, void* stream);
 // error (pytorch#155333), so matmul compares.
 struct BlobKey {
   int device = -1, sm = 0, version = 0;
-  DType dtype = DType::kFloat16;
+  DType in = DType::kFloat16, out = DType::kFloat16;
   std::int64_t m = 0, k = 0;
   Algorithm algorithm;
   bool operator==(const BlobKey&) const = default;

@@ -25,7 +25,7 @@ void prune24(void* weight, DType dtype, std::int64_t rows, std::int64_t cols, st
 void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                        void* stream);
 
-// ---- canonical format, all five dtypes ----
+// ---- canonical format, every dtype ----
 
 // As sparse24::compress, except that a crowded group throws nothing: the smallest row * (padded / 4) + group
 // of a group with more than two non-zeros is left in *first_crowded (device memory), which the caller has set to

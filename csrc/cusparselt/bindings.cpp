@@ -76,9 +76,11 @@ void bind_types(py::module_& m) {
       .def_readonly("k", &Product::k)
       .def_readonly("algorithm", &Product::algorithm)
       .def("__str__", &describe);
-  py::class_<BlobKey>(m, "BlobKey").def("__eq__", [](const BlobKey& self, const BlobKey& other) {
-    return self == other;
-  });
+  py::class_<BlobKey>(m, "BlobKey")
+      .def("__eq__", [](const BlobKey& self, const BlobKey& other) { return self == other; })
+      .def("__hash__", [](const BlobKey& self) {
+        return py::hash(py::make_tuple(self.device, self.m, self.k, self.algorithm.id, self.algorithm.split_k));
+      });
   py::class_<Trial>(m, "Trial")
       .def_readonly("algorithm", &Trial::algorithm)
       .def_readonly("microseconds", &Trial::microseconds)

@@ -130,7 +130,7 @@ Sizes sizes(int device, const Product& product, void* stream) { return context(d
 
 BlobKey blob_key(int device, const Product& product) {
   const Handle& handle = context(device).handle();
-  return {device, handle.info().sm, api().version, product.in, product.m, product.k, product.algorithm};
+  return {device, handle.info().sm, api().version, product.in, product.out, product.m, product.k, product.algorithm};
 }
 
 BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream) {

@@ -11,11 +11,27 @@ namespace {
 constexpr std::uint32_t kAlignment = 16;  // bytes, of every address
 const void* const kBiasToCome = reinterpret_cast<const void*>(std::uintptr_t{kAlignment});
 
+// Why CUDA sees no device, in words that say what to do.
+std::string why_no_devices(const Driver& driver) {
+  const auto cuda_version = [](int version) { return message("CUDA ", version / 1000, ".", version % 1000 / 10); };
+  if (driver.driver_version == 0) {
+    return message("no NVIDIA driver is loaded: install one for ", cuda_version(driver.runtime_version), " or newer (",
+                   driver.problem, ")");
+  }
+  if (driver.driver_version < driver.runtime_version) {
+    return message("the NVIDIA driver is for ", cuda_version(driver.driver_version), ", older than the runtime's ",
+                   cuda_version(driver.runtime_version), ": update the driver (", driver.problem, ")");
+  }
+  return message("the driver sees no device that this process may use; see nvidia-smi and CUDA_VISIBLE_DEVICES (",
+                 driver.problem.empty() ? "0 devices" : driver.problem, ")");
+}
+
 Device ask_device(int device) {
-  int count = 0;
-  check_cuda(cuda().GetDeviceCount(&count), "cudaGetDeviceCount");
-  if (device < 0 || device >= count)
-    throw InvalidArgument(message("there is no device ", device, ": CUDA sees ", count));
+  const Driver found = driver();
+  if (found.devices == 0) throw Error(why_no_devices(found));
+  if (device < 0 || device >= found.devices) {
+    throw InvalidArgument(message("there is no device ", device, ": CUDA sees ", found.devices));
+  }
   int major = 0, minor = 0, multiprocessors = 0;
   check_cuda(cuda().DeviceGetAttribute(&major, abi::kComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
   check_cuda(cuda().DeviceGetAttribute(&minor, abi::kComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
@@ -98,9 +114,9 @@ void require_operand(const void* address, const char* name) {
 }
 
 std::string describe(const BlobKey& key) {
-  return message(name_of(key.dtype), " m=", key.m, " k=", key.k, " algorithm ", key.algorithm.id, " split_k ",
-                 key.algorithm.split_k, " mode ", key.algorithm.split_k_mode, " on device ", key.device, " sm_", key.sm,
-                 " cuSPARSELt ", version_text(key.version));
+  return message(name_of(key.in), " to ", name_of(key.out), " m=", key.m, " k=", key.k, " algorithm ", key.algorithm.id,
+                 " split_k ", key.algorithm.split_k, " mode ", key.algorithm.split_k_mode, " on device ", key.device,
+                 " sm_", key.sm, " cuSPARSELt ", version_text(key.version));
 }
 
 }  // namespace
@@ -202,7 +218,8 @@ Sizes Problem::ask_sizes() const {
 }
 
 BlobKey Problem::key() const {
-  return {handle_.device(), handle_.info().sm, api().version, product_.in, product_.m, product_.k, product_.algorithm};
+  return {handle_.device(), handle_.info().sm, api().version, product_.in,
+          product_.out,     product_.m,        product_.k,    product_.algorithm};
 }
 
 void Problem::set(abi::MatmulAttribute attribute, const void* data, std::size_t size) {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import grad, masks, ops
+from . import masks, ops
 
 #: Weight dtypes that the products take.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -163,7 +163,7 @@ class CompressedModule(nn.Module):
                 "indices are damaged: the two indices of a group must increase, but do not in "
                 f"row {where[0]}, group {where[1]}"
             )
-        columns = grad.kept_columns(indices)
+        columns = ops.kept_columns(indices)
         beyond = (self._padding_columns().to(columns.device)[columns] & (values != 0)).nonzero()
         if len(beyond):
             row, slot = (int(i) for i in beyond[0])

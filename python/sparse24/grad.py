@@ -21,13 +21,6 @@ _linear = torch.ops.sparse24.linear.default
 _conv2d = torch.ops.sparse24.conv2d.default
 
 
-def kept_columns(indices: Tensor) -> Tensor:
-    """The column of every kept value: uint8 [rows, K/8] to int64 [rows, K/2]."""
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=indices.device)
-    slots = ((indices.unsqueeze(-1) >> shifts) & 3).flatten(1).long()
-    return slots + torch.arange(slots.shape[1], device=indices.device) // 2 * 4
-
-
 class _Linear(torch.autograd.Function):
     """``linear`` with the gradients of the dense product."""
 
@@ -53,7 +46,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dense = flat.t() @ input.reshape(-1, input.shape[-1]).to(values.dtype)
             padded = F.pad(dense, (0, 2 * values.shape[1] - dense.shape[1]))
-            grad_values = padded.gather(1, kept_columns(indices))
+            grad_values = padded.gather(1, ops.kept_columns(indices))
         if ctx.needs_input_grad[3]:
             grad_bias = flat.sum(0)
         return grad_input, grad_values, None, grad_bias
@@ -96,7 +89,7 @@ class _Conv2d(torch.autograd.Function):
             )
             matrix = ops.conv_weight_to_matrix(dense)
             padded = F.pad(matrix, (0, 2 * values.shape[1] - matrix.shape[1]))
-            grad_values = padded.gather(1, kept_columns(indices))
+            grad_values = padded.gather(1, ops.kept_columns(indices))
         if ctx.needs_input_grad[3]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_input, grad_values, None, grad_bias, None, None, None, None, None

@@ -7,8 +7,9 @@ gives shapes to ``torch.compile`` and ``torch.export``. Arguments are checked he
 
 from __future__ import annotations
 
+from . import cuda_ops as cuda_ops  # registers
 from .conv2d import conv2d_torch
-from .layout import conv_matrix_to_weight, conv_weight_to_matrix
+from .layout import conv_matrix_to_weight, conv_weight_to_matrix, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
 from .product import activate
@@ -22,6 +23,7 @@ __all__ = [
     "conv_matrix_to_weight",
     "conv_weight_to_matrix",
     "cpu_isa",
+    "kept_columns",
     "linear",
     "linear_torch",
     "names_of",

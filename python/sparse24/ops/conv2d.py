@@ -42,6 +42,14 @@ def check_conv2d(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str,
 ) -> None:  # fmt: skip
     check_product(input, values, indices, bias, activation)
+    check_conv2d_sizes(input, values, kernel_size, stride, padding, dilation, groups)
+
+
+def check_conv2d_sizes(
+    input: Tensor, values: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int,
+) -> None:  # fmt: skip
+    """Refuse sizes that make no convolution with this weight, with ValueError."""
     torch._check_value(
         input.dim() == 4,
         lambda: f"conv2d needs an input [N, C, H, W], not {tuple(input.shape)}",

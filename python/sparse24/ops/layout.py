@@ -114,3 +114,10 @@ def conv_matrix_to_weight(matrix: Tensor, channels: int, kernel_size: Sequence[i
     padded = round_up(channels, 4)
     taps = matrix[:, : r * s * padded].reshape(-1, r, s, padded)[..., :channels]
     return taps.permute(0, 3, 1, 2).contiguous()
+
+
+def kept_columns(indices: Tensor) -> Tensor:
+    """The column of every kept value: uint8 [rows, K/8] to int64 [rows, K/2]."""
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=indices.device)
+    slots = ((indices.unsqueeze(-1) >> shifts) & 3).flatten(1).long()
+    return slots + torch.arange(slots.shape[1], device=indices.device) // 2 * 4

@@ -10,7 +10,7 @@ from torch.library import register_fake
 from .. import _C
 from .registry import DTYPES, TAGS, library, round_up
 
-_MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 library.define("nm_mask(Tensor weight, int n, int m, int dim) -> Tensor", tags=TAGS)
 library.define("prune_(Tensor(a!) weight, int n, int m, int dim) -> Tensor", tags=TAGS)
@@ -61,7 +61,7 @@ def _split_at(weight: Tensor, dim: int) -> tuple[int, int, int]:
 
 
 def _nm_mask_cpu(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
-    if weight.dtype not in _MASK_DTYPES:
+    if weight.dtype not in MASK_DTYPES:
         return nm_mask_torch(weight, n, m, dim)
     dim = _check_pattern(weight, n, m, dim)
     weight = weight.contiguous()
@@ -81,7 +81,7 @@ def prune_torch_(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
 
 
 def _prune_cpu_(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
-    if weight.dtype not in _MASK_DTYPES or not weight.is_contiguous():
+    if weight.dtype not in MASK_DTYPES or not weight.is_contiguous():
         return prune_torch_(weight, n, m, dim)
     dim = _check_pattern(weight, n, m, dim)
     mask = torch.empty(weight.shape, dtype=torch.bool)
@@ -94,7 +94,7 @@ def _prune_cpu_(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
     return mask
 
 
-def _check_transposable(weight: Tensor) -> None:
+def check_transposable(weight: Tensor) -> None:
     torch._check_value(
         weight.dim() == 2 and weight.shape[0] % 4 == 0 and weight.shape[1] % 4 == 0,
         lambda: (
@@ -119,7 +119,7 @@ def _transposable_patterns(device: torch.device) -> Tensor:
 
 def transposable_mask_torch(weight: Tensor) -> Tensor:
     """``transposable_mask`` in plain torch: brute force over the 90 patterns."""
-    _check_transposable(weight)
+    check_transposable(weight)
     rows, cols = weight.shape
     magnitude = weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32))
     tiles = magnitude.reshape(rows // 4, 4, cols // 4, 4).transpose(1, 2).reshape(-1, 16)
@@ -130,9 +130,9 @@ def transposable_mask_torch(weight: Tensor) -> Tensor:
 
 
 def _transposable_mask_cpu(weight: Tensor) -> Tensor:
-    if weight.dtype not in _MASK_DTYPES:
+    if weight.dtype not in MASK_DTYPES:
         return transposable_mask_torch(weight)
-    _check_transposable(weight)
+    check_transposable(weight)
     weight = weight.contiguous()
     rows, cols = weight.shape
     mask = torch.empty(weight.shape, dtype=torch.bool)
@@ -164,5 +164,5 @@ def _(weight: Tensor, n: int, m: int, dim: int) -> Tensor:
 
 @register_fake("sparse24::transposable_mask", lib=library)
 def _(weight: Tensor) -> Tensor:
-    _check_transposable(weight)
+    check_transposable(weight)
     return torch.empty(weight.shape, dtype=torch.bool, device=weight.device)

@@ -14,7 +14,7 @@ from .registry import DTYPES
 
 class _Panels(NamedTuple):
     owner: weakref.ref[Tensor]  # the `values` they were packed from
-    state: tuple[int, ...]  # what _state said then: a moved or changed weight is packed again
+    state: tuple[int, ...]  # what weight_state said then: a moved or changed weight is packed again
     groups: int
     packed: Tensor
     address: int
@@ -23,7 +23,8 @@ class _Panels(NamedTuple):
 _panels: dict[int, _Panels] = {}  # by id(values), for as long as that tensor lives
 
 
-def _state(values: Tensor, indices: Tensor) -> tuple[int, ...]:
+def weight_state(values: Tensor, indices: Tensor) -> tuple[int, ...]:
+    """What changes when a weight is moved or written to: what was derived from it is then void."""
     try:
         return values.data_ptr(), indices.data_ptr(), values._version, indices._version
     except RuntimeError:  # inference tensors keep no version: they must not be written to
@@ -34,7 +35,7 @@ def _pack(values: Tensor, indices: Tensor, groups: int) -> _Panels:
     rows, padded = values.shape[0], 2 * values.shape[1]
     packed = torch.empty(_C.panels_bytes(rows // groups, padded) * groups, dtype=torch.uint8)
     dense_values, dense_indices = values.detach().contiguous(), indices.contiguous()
-    state = _state(values, indices)
+    state = weight_state(values, indices)
     _C.pack(
         dense_values.data_ptr(), dense_indices.data_ptr(), DTYPES[values.dtype], rows, padded, groups,
         packed.data_ptr(),
@@ -52,7 +53,7 @@ def panels_of(values: Tensor, indices: Tensor, groups: int) -> _Panels | None:
     if (
         entry is None
         or entry.owner() is not values
-        or entry.state != _state(values, indices)
+        or entry.state != weight_state(values, indices)
         or entry.groups != groups
     ):
         return None
