@@ -115,7 +115,8 @@ void run_matmul(const MatmulCall& call) {
                              dense_view.k,
                              dense_view.extent,
                              dense_view.k_stride,
-                             dense_view.extent_stride};
+                             dense_view.extent_stride,
+                             true};
     const Finisher finish(call, batch);
     if (p.sparse_a()) {
       multiply(kept, sparse_view.extent, dense, finish);

@@ -12,8 +12,10 @@ struct DenseOperand {
   const unsigned char* data;
   DataType type;
   std::int64_t k, columns, k_stride, column_stride;
+  bool tf32;  // round fp32 to it
   float at(std::int64_t kk, std::int64_t column) const {
-    return load_operand(data + bytes(type, kk * k_stride + column * column_stride), type);
+    const unsigned char* element = data + bytes(type, kk * k_stride + column * column_stride);
+    return tf32 ? load_operand(element, type) : load(element, type);
   }
 };
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cublaslt.h"
 #include "emulator.h"
 #include "memory.h"
 #include "objects.h"
@@ -88,6 +89,7 @@ extern "C" {
 CONTROL void emulator_reset() {
   const std::lock_guard lock(state().mutex);
   emulator::forget_objects();
+  emulator::forget_blas();
   emulator::forget_runtime();
   emulator::forget_streams();
   emulator::forget_memory();
@@ -162,7 +164,8 @@ CONTROL const char* emulator_last_refusal() {
 
 CONTROL long emulator_live_objects() {
   const std::lock_guard lock(state().mutex);
-  return emulator::live_library_objects() + emulator::live_streams() + emulator::live_runtime_objects();
+  return emulator::live_library_objects() + emulator::live_streams() + emulator::live_runtime_objects() +
+         emulator::live_blas_objects();
 }
 
 CONTROL size_t emulator_live_memory() {
