@@ -132,7 +132,7 @@ Handle::Handle(int device)
           },
           api().Destroy) {}
 
-Problem::Problem(const Handle& handle, const Product& product)
+Problem::Problem(const Handle& handle, const Product& product, int search_launches)
     : handle_(handle),
       product_(legal(handle, product)),
       weight_([&](auto* matrix) { init_weight(handle_, product_, matrix); }, api().MatDescriptorDestroy),
@@ -149,7 +149,7 @@ Problem::Problem(const Handle& handle, const Product& product)
           },
           api().MatDescriptorDestroy),
       matmul_([&](auto* matmul) { init_matmul(matmul); }, nullptr),  // has no destroy function
-      selection_([&](auto* selection) { init_selection(selection); }, api().MatmulAlgSelectionDestroy),
+      selection_([&](auto* selection) { init_selection(selection, search_launches); }, api().MatmulAlgSelectionDestroy),
       plan_(
           [&](auto* plan) {
             check(api().MatmulPlanInit(handle_.get(), plan, matmul_.get(), selection_.get()),
@@ -181,7 +181,7 @@ void Problem::init_matmul(abi::MatmulDescriptor* matmul) const {
   if (product_.has_bias) set(abi::kBiasPointer, kBiasToCome);
 }
 
-void Problem::init_selection(abi::AlgSelection* selection) {
+void Problem::init_selection(abi::AlgSelection* selection, int search_launches) {
   const auto where = [&] { return describe(product_); };
   check(api().MatmulAlgSelectionInit(handle_.get(), selection, matmul_.get(), abi::kAlgDefault),
         "cusparseLtMatmulAlgSelectionInit", where);
@@ -202,6 +202,7 @@ void Problem::init_selection(abi::AlgSelection* selection) {
     if (wanted.split_k != 0) set(abi::kSplitK, wanted.split_k);
     if (wanted.split_k_mode != 0) set(abi::kSplitKMode, wanted.split_k_mode);
     if (wanted.split_k_buffers >= 0) set(abi::kSplitKBuffers, wanted.split_k_buffers);
+    if (search_launches > 0) set(abi::kSearchIterations, search_launches);
   } catch (...) {
     if (api().MatmulAlgSelectionDestroy != nullptr) api().MatmulAlgSelectionDestroy(selection);
     throw;
@@ -264,11 +265,8 @@ void Problem::run(const Operands& operands, abi::Stream stream) {
         "cusparseLtMatmul", [&] { return describe(product_); });
 }
 
-Algorithm Problem::search(const SearchBuffers& buffers, int launches, abi::Stream stream) {
+Algorithm Problem::search(const SearchBuffers& buffers, abi::Stream stream) {
   const auto where = [&] { return describe(product_); };
-  check(
-      api().MatmulAlgSetAttribute(handle_.get(), selection_.get(), abi::kSearchIterations, &launches, sizeof launches),
-      "cusparseLtMatmulAlgSetAttribute", where);
   compress(buffers.dense, buffers.blob, buffers.compress_buffer, stream);
   set(abi::kSparseMatPointer, &buffers.dense, sizeof buffers.dense);
   if (product_.has_bias) set_bias(buffers.bias);

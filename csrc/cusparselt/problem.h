@@ -57,7 +57,8 @@ class Handle {
 class Problem {
  public:
   // Refuses what the rules refuse (InvalidArgument) before the library sees it.
-  Problem(const Handle& handle, const Product& product);
+  // With launches, the plan is for search(), which rewrites it.
+  Problem(const Handle& handle, const Product& product, int search_launches = 0);
   Problem(const Problem&) = delete;
   Problem& operator=(const Problem&) = delete;
 
@@ -69,14 +70,14 @@ class Problem {
 
   void compress(const void* dense, void* blob, void* buffer, abi::Stream stream) const;
   void run(const Operands& operands, abi::Stream stream);
-  // The library's own search; leaves the winner in this plan, whose sizes may have changed.
-  Algorithm search(const SearchBuffers& buffers, int launches, abi::Stream stream);
+  // The library's own search.
+  Algorithm search(const SearchBuffers& buffers, abi::Stream stream);
 
   void abandon();
 
  private:
   void init_matmul(abi::MatmulDescriptor* matmul) const;
-  void init_selection(abi::AlgSelection* selection);
+  void init_selection(abi::AlgSelection* selection, int search_launches);
   void set(abi::MatmulAttribute attribute, const void* data, std::size_t size);
   void set_bias(const void* bias);
   Sizes ask_sizes() const;

@@ -39,6 +39,11 @@ std::string type_rule(const Product& p, int sm, int version) {
   }
   if (outs.empty()) return message("inputs of ", name_of(p.in), " have no sparse product; nearest: int8 or float16");
   if (needs == 0) return message(name_of(p.in), " inputs give ", outs, ", not ", name_of(p.out));
+  // From 0.8 on, newer architectures run through PTX.
+  if (version < 800 && sm > (version < 700 ? 90 : 120)) {
+    return message("sm_", sm, " needs a newer cuSPARSELt than ", version_text(version),
+                   "; nearest: ", sm <= 120 && version < 700 ? "0.7.1" : "0.8.1");
+  }
   if (needs == 89 && sm == 89 && version < 800) {
     return message(name_of(p.in), " on sm_89 needs cuSPARSELt 0.8.0 or newer, not ", version_text(version));
   }

@@ -235,8 +235,8 @@ Algorithm library_search(int device, const Product& product, const SearchBuffers
   Product plain = product;
   plain.algorithm = {};
   // A plan of its own: the search rewrites it.
-  Problem problem(context(device).handle(), plain);
-  return problem.search(buffers, launches, stream);
+  Problem problem(context(device).handle(), plain, launches);
+  return problem.search(buffers, stream);
 }
 
 }  // namespace sparse24::cusparselt
