@@ -1,0 +1,103 @@
+// How a thread reads and writes memory, and what the bits of a weight mean. The bodies of the kernels are
+// functions of host and device: the tests run on a CPU what the GPU runs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define SPARSE24_BODY __host__ __device__ __forceinline__
+#else
+#define SPARSE24_BODY inline
+#endif
+
+namespace sparse24::cuda {
+
+constexpr int kAccessBytes = 16;
+
+// kVector: whole runs move in accesses of up to 16 bytes, and start at a multiple of that many.
+enum class Access { kVector, kElements };
+
+// Elements of one access to a run of kCount.
+template <int kCount, typename T>
+constexpr int kAccessElements =
+    kCount * static_cast<int>(sizeof(T)) < kAccessBytes ? kCount : kAccessBytes / static_cast<int>(sizeof(T));
+
+// Memory at a multiple of kBytes, said to the compiler: one access moves that much. (nvcc 13.0 miscompiles the
+// builtin where its argument needs a conversion.)
+template <std::size_t kBytes>
+SPARSE24_BODY void* aligned(const void* memory) {
+#if !defined(__CUDACC__)
+  if (reinterpret_cast<std::uintptr_t>(memory) % kBytes != 0) std::abort();  // a GPU would trap
+#endif
+  return __builtin_assume_aligned(memory, kBytes);
+}
+
+// to = the `live` elements at `from`, then zeros. Memory beyond the live ones is not touched.
+template <Access kAccess, int kCount, typename T>
+SPARSE24_BODY void load(const T* from, std::int64_t live, T (&to)[kCount]) {
+  constexpr int kStep = kAccessElements<kCount, T>;
+  static_assert(kCount % kStep == 0);
+  if (kAccess == Access::kVector && live >= kCount) {
+    for (int i = 0; i < kCount; i += kStep) {
+      std::memcpy(to + i, aligned<kStep * sizeof(T)>(from + i), kStep * sizeof(T));
+    }
+  } else {
+    for (int i = 0; i < kCount; ++i) to[i] = i < live ? from[i] : T{0};
+  }
+}
+
+// The first `live` elements of `from`.
+template <Access kAccess, int kCount, typename T>
+SPARSE24_BODY void store(T* to, std::int64_t live, const T (&from)[kCount]) {
+  constexpr int kStep = kAccessElements<kCount, T>;
+  static_assert(kCount % kStep == 0);
+  if (kAccess == Access::kVector && live >= kCount) {
+    for (int i = 0; i < kCount; i += kStep) {
+      std::memcpy(aligned<kStep * sizeof(T)>(to + i), from + i, kStep * sizeof(T));
+    }
+  } else {
+    for (int i = 0; i < kCount; ++i) {
+      if (i < live) to[i] = from[i];
+    }
+  }
+}
+
+SPARSE24_BODY float bits_to_float(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Bits without the sign. Floats of one type order by them as integers, NaN above Inf.
+template <typename Bits>
+SPARSE24_BODY Bits magnitude(Bits bits) {
+  return static_cast<Bits>(bits & (static_cast<Bits>(~Bits{0}) >> 1));
+}
+
+struct Float32 {
+  using Bits = std::uint32_t;
+  static constexpr Bits kInfinity = 0x7f800000;
+  static SPARSE24_BODY float to_float(Bits bits) { return bits_to_float(bits); }
+};
+
+struct BFloat16 {
+  using Bits = std::uint16_t;
+  static constexpr Bits kInfinity = 0x7f80;
+  static SPARSE24_BODY float to_float(Bits bits) { return bits_to_float(std::uint32_t{bits} << 16); }
+};
+
+struct Float16 {
+  using Bits = std::uint16_t;
+  static constexpr Bits kInfinity = 0x7c00;
+  // The fraction lands where fp32 has it; a product with 2^112 mends the exponent, of subnormals too.
+  static SPARSE24_BODY float to_float(Bits bits) {
+    const std::uint32_t sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
+    const float finite = bits_to_float(sign | rest) * bits_to_float(0x77800000);
+    return magnitude(bits) < kInfinity ? finite : bits_to_float(sign | 0x7f800000u | rest);
+  }
+};
+
+}  // namespace sparse24::cuda
