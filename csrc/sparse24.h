@@ -198,8 +198,9 @@ struct Operands {
 // captures is refused. Throws InvalidArgument before anything is queued.
 void matmul(int device, const Product& product, const Operands& operands, void* stream);
 
-// ---- search: every algorithm id, with split-k where the architecture has it ----
+// ---- search ----
 
+// Every algorithm id, with split-k where the architecture has it; the default first.
 std::vector<Algorithm> algorithms(int device, const Product& product, void* stream);
 
 struct Trial {
@@ -218,10 +219,10 @@ struct SearchBuffers {
 };
 Sizes search_sizes(int device, const Product& product, void* stream);
 
-// Compresses, runs, compares with the default algorithm, and times every algorithm until the budget
-// is spent (the default always first). Synchronises; refused while `stream` captures.
-std::vector<Trial> search(int device, const Product& product, const SearchBuffers& buffers, int launches,
-                          float budget_ms, void* stream);
+// Compresses, runs, compares with the default algorithm, and times: the default, then each candidate until
+// the budget is spent. Synchronises; refused while `stream` captures.
+std::vector<Trial> search(int device, const Product& product, const std::vector<Algorithm>& candidates,
+                          const SearchBuffers& buffers, int launches, float budget_ms, void* stream);
 
 // cusparseLtMatmulSearch: the library's own choice. Overwrites y.
 Algorithm library_search(int device, const Product& product, const SearchBuffers& buffers, int launches, void* stream);

@@ -124,6 +124,10 @@ void bind_library(py::module_& m) {
 void bind_search(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> free_gil;
   m.def(
+      "cusparselt_algorithms",
+      [](int device, const Product& product, Address stream) { return algorithms(device, product, at<void>(stream)); },
+      py::arg("device"), py::arg("product"), py::arg("stream"), free_gil);
+  m.def(
       "cusparselt_search_sizes",
       [](int device, const Product& product, Address stream) {
         return tuple_of(search_sizes(device, product, at<void>(stream)));
@@ -131,12 +135,12 @@ void bind_search(py::module_& m) {
       py::arg("device"), py::arg("product"), py::arg("stream"), free_gil);
   m.def(
       "cusparselt_search",
-      [](int device, const Product& product, const std::array<Address, 8>& buffers, int launches, float budget_ms,
-         Address stream) {
-        return search(device, product, search_buffers(buffers), launches, budget_ms, at<void>(stream));
+      [](int device, const Product& product, const std::vector<Algorithm>& candidates,
+         const std::array<Address, 8>& buffers, int launches, float budget_ms, Address stream) {
+        return search(device, product, candidates, search_buffers(buffers), launches, budget_ms, at<void>(stream));
       },
-      py::arg("device"), py::arg("product"), py::arg("buffers"), py::arg("launches"), py::arg("budget_ms"),
-      py::arg("stream"), free_gil);
+      py::arg("device"), py::arg("product"), py::arg("candidates"), py::arg("buffers"), py::arg("launches"),
+      py::arg("budget_ms"), py::arg("stream"), free_gil);
   m.def(
       "cusparselt_library_search",
       [](int device, const Product& product, const std::array<Address, 8>& buffers, int launches, Address stream) {

@@ -76,8 +76,8 @@ class Search {
   Search(int device, const Product& product, const SearchBuffers& buffers, void* stream)
       : device_(device), product_(product), buffers_(buffers), stream_(stream) {}
 
-  // Compresses, runs and compares; the first call (the default algorithm) sets what is compared with.
-  Trial try_out(const Algorithm& algorithm) {
+  // Compresses, runs, compares and times; the first call (the default algorithm) sets what is compared with.
+  Trial try_out(const Algorithm& algorithm, int launches) {
     Trial trial;
     trial.algorithm = algorithm;
     product_.algorithm = algorithm;
@@ -87,14 +87,19 @@ class Search {
       const std::vector<unsigned char> output = read_back();
       if (expected_.empty()) expected_ = output;
       trial.error = difference(output);
-      if (!(trial.error <= tolerance(product_.in, product_.out))) trial.refused = "wrong results";
+      if (!(trial.error <= tolerance(product_.in, product_.out))) {
+        trial.refused = "wrong results";
+      } else {
+        trial.microseconds = time(launches);
+      }
     } catch (const Error& error) {
       trial.refused = error.what();
     }
     return trial;
   }
 
-  // Median of the launches, in microseconds, for the algorithm tried out last.
+ private:
+  // Median of the launches, in microseconds.
   float time(int launches) {
     std::vector<float> times;
     for (int i = 0; i < kWarmUp; ++i) launch();
@@ -108,7 +113,6 @@ class Search {
     return times[static_cast<std::size_t>(launches / 2)];
   }
 
- private:
   void prepare() {
     workspace_bytes_ = sizes(device_, product_, stream_).workspace;
     key_ = compress(device_, product_, buffers_.dense, buffers_.blob, buffers_.compress_buffer, stream_);
@@ -211,20 +215,18 @@ Sizes search_sizes(int device, const Product& product, void* stream) {
   return largest;
 }
 
-std::vector<Trial> search(int device, const Product& product, const SearchBuffers& buffers, int launches,
-                          float budget_ms, void* stream) {
+std::vector<Trial> search(int device, const Product& product, const std::vector<Algorithm>& candidates,
+                          const SearchBuffers& buffers, int launches, float budget_ms, void* stream) {
   if (launches < 1) throw InvalidArgument(message("a search needs at least 1 launch, not ", launches));
   refuse_while_capturing(stream);
   Search search(device, product, buffers, stream);
   const auto begin = std::chrono::steady_clock::now();
-  std::vector<Trial> trials;
-  for (const Algorithm& algorithm : algorithms(device, product, stream)) {
+  std::vector<Trial> trials = {search.try_out({}, launches)};
+  if (!trials.front().refused.empty()) throw Error(trials.front().refused);
+  for (const Algorithm& algorithm : candidates) {
     const std::chrono::duration<float, std::milli> spent = std::chrono::steady_clock::now() - begin;
-    if (!trials.empty() && spent.count() > budget_ms) break;
-    Trial trial = search.try_out(algorithm);
-    if (trial.refused.empty()) trial.microseconds = search.time(launches);
-    if (trials.empty() && !trial.refused.empty()) throw Error(trial.refused);
-    trials.push_back(std::move(trial));
+    if (spent.count() > budget_ms) break;
+    if (algorithm != Algorithm{}) trials.push_back(search.try_out(algorithm, launches));
   }
   return trials;
 }

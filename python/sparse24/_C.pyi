@@ -147,8 +147,15 @@ def cusparselt_matmul(
     stream: int,
 ) -> None: ...
 def cusparselt_search_sizes(device: int, product: Product, stream: int) -> tuple[int, int, int]: ...
+def cusparselt_algorithms(device: int, product: Product, stream: int) -> list[Algorithm]: ...
 def cusparselt_search(
-    device: int, product: Product, buffers: Sequence[int], launches: int, budget_ms: float, stream: int
+    device: int,
+    product: Product,
+    candidates: Sequence[Algorithm],
+    buffers: Sequence[int],
+    launches: int,
+    budget_ms: float,
+    stream: int,
 ) -> list[Trial]: ...
 def cusparselt_library_search(
     device: int, product: Product, buffers: Sequence[int], launches: int, stream: int

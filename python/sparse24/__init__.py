@@ -3,6 +3,7 @@
 from .attention import SparseMultiheadAttention
 from .convert import to_dense, to_sparse
 from .doctor import backend
+from .gpu import explain, keep_dense, tune
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
 from .nn import SparseConv2d, SparseLinear
 from .ops import Error
@@ -22,9 +23,12 @@ __all__ = [
     "backend",
     "compress",
     "decompress",
+    "explain",
     "is_sparse24",
+    "keep_dense",
     "magnitude_mask",
     "to_dense",
     "to_sparse",
     "transposable_mask",
+    "tune",
 ]

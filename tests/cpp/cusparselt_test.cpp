@@ -366,7 +366,7 @@ void test_operand_refusals() {
   with_bias.has_bias = true;
   expect_throw<Invalid>([&] { matmul(0, with_bias, c.operands(), nullptr); }, "bias is null", "bias null");
   expect_throw<Invalid>([] { set_plan_capacity(0); }, "at least 1 plan", "no capacity");
-  expect_throw<Invalid>([&] { search(0, c.p, {}, 0, 1, nullptr); }, "at least 1 launch", "no launches");
+  expect_throw<Invalid>([&] { search(0, c.p, {}, {}, 0, 1, nullptr); }, "at least 1 launch", "no launches");
   expect(emulator_launches() == launches, "a refused call queues nothing");
 }
 
@@ -493,7 +493,7 @@ void test_capture() {
   c.run(stream);
   expect_throw<Error>([&] { sizes(0, half(64, 24, 128), stream); }, "run it once before the capture", "no growth");
   SearchBuffers buffers{};
-  expect_throw<Error>([&] { search(0, c.p, buffers, 1, 1, stream); }, "while the stream captures", "no search");
+  expect_throw<Error>([&] { search(0, c.p, {}, buffers, 1, 1, stream); }, "while the stream captures", "no search");
   expect_throw<Error>([&] { library_search(0, c.p, buffers, 1, stream); }, "while the stream captures", "no search");
   void *captured = nullptr, *executable = nullptr;
   check_cuda(graph.end(stream, &captured), "cudaStreamEndCapture");
@@ -589,14 +589,14 @@ void test_search() {
     Memory blob(most.blob), buffer(most.compress_buffer), workspace(most.workspace);
     const SearchBuffers buffers{c.d_weight.get(), c.d_x.get(), c.d_y.get(),  c.d_bias.get(),
                                 nullptr,          blob.get(),  buffer.get(), workspace.get()};
-    const std::vector<Trial> trials = search(0, p, buffers, 3, 1e6f, nullptr);
+    const std::vector<Trial> trials = search(0, p, algorithms(0, p, nullptr), buffers, 3, 1e6f, nullptr);
     expect(trials.size() == algorithms(0, p, nullptr).size(), "every algorithm is tried");
     expect(trials.front().algorithm == Algorithm{} && trials.front().refused.empty(), "the default first");
     for (const Trial& trial : trials) {
       expect(trial.refused.empty() ? trial.microseconds > 0 && trial.error <= 2e-3 : trial.microseconds == 0,
              message("trial of ", trial.algorithm.id, ": ", trial.refused));
     }
-    expect(search(0, p, buffers, 1, 0, nullptr).size() == 1, "a spent budget leaves the default");
+    expect(search(0, p, {Algorithm{1}}, buffers, 1, -1, nullptr).size() == 1, "a spent budget leaves the default");
     emulator_set_search_winner(2);
     expect(library_search(0, p, buffers, 2, nullptr).id == 2, "the library's own search");
     emulator_set_search_winner(-1);
@@ -618,7 +618,7 @@ void sequence() {
   Memory blob(most.blob), buffer(most.compress_buffer), workspace(most.workspace);
   const SearchBuffers buffers{c.d_weight.get(), c.d_x.get(), c.d_y.get(),  nullptr,
                               nullptr,          blob.get(),  buffer.get(), workspace.get()};
-  search(0, c.p, buffers, 1, 0, nullptr);
+  search(0, c.p, {Algorithm{1}}, buffers, 1, 1e6f, nullptr);
   library_search(0, c.p, buffers, 1, nullptr);
 }
 

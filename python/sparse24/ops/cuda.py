@@ -7,6 +7,7 @@ legal makes necessary (``route.Route.notes``). What cannot run sparse, or would 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _C
-from . import blobs, cusparselt, device_kernels, route
+from . import blobs, cusparselt, device_kernels, route, tuned
 from .conv2d import check_conv2d, conv2d_torch, conv_out_size, is_channels_last
-from .cusparselt import GPU, Algorithm, Stream, gpu, why_unavailable
+from .cusparselt import GPU, Algorithm, Stream, why_unavailable
 from .linear import check_linear, linear_torch
 from .product import activate
 from .registry import round_up
@@ -42,9 +43,9 @@ class Epilogue(NamedTuple):
     relu_bounds: tuple[float, float] = route.NO_BOUNDS
 
 
-def _call(x: Tensor, n: int, m: int, out_dtype: torch.dtype, epilogue: Epilogue) -> route.Call:
+def _call(x: Tensor, m: int, n: int, k: int, out_dtype: torch.dtype, epilogue: Epilogue) -> route.Call:
     return route.Call(
-        x.dtype, out_dtype, m, n, x.shape[-1], epilogue.activation, epilogue.bias is not None,
+        x.dtype, out_dtype, m, n, k, epilogue.activation, epilogue.bias is not None,
         epilogue.scale is not None, epilogue.relu_bounds,
     )  # fmt: skip
 
@@ -65,6 +66,12 @@ def _why_not_tf32(values: Tensor, indices: Tensor) -> str:
             "float32 needs one kept weight of every two (1:2) on sparse tensor cores; use float16 or bfloat16"
         )
     return ""
+
+
+def why_not_legal(call: route.Call, values: Tensor, indices: Tensor, on: GPU) -> str:
+    """Why the library cannot run a call with this weight at all, whatever it gains; empty: it can."""
+    reason = route.why_illegal(call, on)
+    return reason or (_why_not_tf32(values, indices) if call.dtype is torch.float32 else "")
 
 
 def route_of(call: route.Call, values: Tensor, indices: Tensor, on: GPU) -> route.Route:
@@ -126,11 +133,25 @@ def _plan_of(
     return found
 
 
-def forget() -> None:
-    """Ask again what was asked once: the library or the figures have changed."""
+def forget_plans() -> None:
+    """Choose again, with the figures as they are now."""
     _plans.clear()
     route.forget()
+
+
+def forget() -> None:
+    """Ask again what was asked once: the library or the device has changed."""
+    forget_plans()
     cusparselt.forget()
+    _ready.cache_clear()
+
+
+@functools.cache
+def _ready(device: int) -> GPU:
+    """The GPU of a device that can use cuSPARSELt, with the figures that were measured on it before."""
+    found = cusparselt.gpu(device)
+    tuned.load(device, found)
+    return found
 
 
 def _legal_input(x: Tensor, columns: int, multiple: int) -> Tensor:
@@ -214,8 +235,9 @@ def linear(
     if why_unavailable(stream.device) or input.numel() == 0:
         return linear_torch(input, values, indices, bias, activation)
     epilogue = Epilogue(bias, None, activation)
-    call = _call(input, input.shape[:-1].numel(), values.shape[0], values.dtype, epilogue)
-    chosen = route_of(call, values, indices, gpu(stream.device))
+    n, k = input.shape[:-1].numel(), input.shape[-1]
+    call = _call(input, values.shape[0], n, k, values.dtype, epilogue)
+    chosen = route_of(call, values, indices, _ready(stream.device))
     if not chosen.sparse:
         weight = blobs.dense_weight(values, indices, stream)[:, : input.shape[-1]]
         return activate(F.linear(input, weight, bias), activation)
@@ -240,18 +262,22 @@ class Window(NamedTuple):
         return (tuple(self.kernel_size), tuple(self.stride), tuple(self.padding)) == ((1, 1), (1, 1), (0, 0))
 
 
+def conv2d_sizes(in_channels: int, out_channels: int, window: Window) -> tuple[int, int]:
+    """m and k of the product behind a convolution, of one group."""
+    channels = in_channels // window.groups
+    r, s = window.kernel_size
+    k = channels if window.is_pointwise else r * s * round_up(channels, 4)
+    return out_channels // window.groups, k
+
+
 def conv2d_call(
     input: Tensor, values: Tensor, window: Window, out_size: Sequence[int], out_dtype: torch.dtype,
     epilogue: Epilogue,
 ) -> route.Call:  # fmt: skip
     """The product behind a convolution, of one group."""
-    channels = input.shape[1] // window.groups
-    k = window.kernel_size[0] * window.kernel_size[1] * round_up(channels, 4)
-    if window.is_pointwise:
-        k = channels
+    m, k = conv2d_sizes(input.shape[1], values.shape[0], window)
     tokens = input.shape[0] * out_size[0] * out_size[1]
-    call = _call(input.new_empty(0, k), tokens, values.shape[0] // window.groups, out_dtype, epilogue)
-    return call
+    return _call(input, m, tokens, k, out_dtype, epilogue)
 
 
 def conv2d_route(call: route.Call, values: Tensor, indices: Tensor, window: Window, on: GPU) -> route.Route:
@@ -324,7 +350,7 @@ def conv2d(
     out_size = conv_out_size(input, window.kernel_size, window.stride, window.padding, window.dilation)
     epilogue = Epilogue(bias, None, activation)
     call = conv2d_call(input, values, window, out_size, values.dtype, epilogue)
-    chosen = conv2d_route(call, values, indices, window, gpu(stream.device))
+    chosen = conv2d_route(call, values, indices, window, _ready(stream.device))
     if not chosen.sparse:
         return conv2d_torch(input, values, indices, bias, *window, activation)
     return conv2d_sparse(input, values, indices, window, epilogue, values.dtype, chosen, call, stream)
@@ -368,9 +394,9 @@ def scaled_linear(
     check_scaled_linear(input, values, indices, scale, bias, out_dtype, activation)
     if why_unavailable(stream.device) or input.numel() == 0:
         return scaled_linear_torch(input, values, indices, scale, bias, out_dtype, activation)
-    n, m, on = input.shape[:-1].numel(), values.shape[0], gpu(stream.device)
-    parts = _split(_call(input, n, m, out_dtype, Epilogue(bias, scale, activation)), scale, bias, on)
-    call = _call(input, n, m, parts.product_dtype, parts.fused)
+    on, sizes = _ready(stream.device), (values.shape[0], input.shape[:-1].numel(), input.shape[-1])
+    parts = _split(_call(input, *sizes, out_dtype, Epilogue(bias, scale, activation)), scale, bias, on)
+    call = _call(input, *sizes, parts.product_dtype, parts.fused)
     chosen = route_of(call, values, indices, on)
     if not chosen.sparse:
         return scaled_linear_torch(input, values, indices, scale, bias, out_dtype, activation)
@@ -388,7 +414,7 @@ def scaled_conv2d(
     if why_unavailable(stream.device) or input.numel() == 0:
         return scaled_conv2d_torch(*arguments)
     out_size = conv_out_size(input, window.kernel_size, window.stride, window.padding, window.dilation)
-    on, epilogue = gpu(stream.device), Epilogue(bias, scale, activation)
+    on, epilogue = _ready(stream.device), Epilogue(bias, scale, activation)
     whole = conv2d_call(input, values, window, out_size, out_dtype, epilogue)
     parts = _split(whole, scale, bias, on)
     call = conv2d_call(input, values, window, out_size, parts.product_dtype, parts.fused)

@@ -17,13 +17,17 @@ from .layout import check_compressed, check_compressible
 from .registry import library
 
 
+def current_stream(tensor: Tensor) -> Stream:
+    """torch's current stream of the tensor's device."""
+    return Stream(tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
 def on_current_stream(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """``kernel`` with the current stream as its last argument, on the device of its first tensor."""
 
     def run(tensor: Tensor, *rest: Any) -> Any:
         with torch.cuda.device(tensor.device):
-            stream = torch.cuda.current_stream(tensor.device)
-            return kernel(tensor, *rest, stream=Stream(tensor.get_device(), stream.cuda_stream))
+            return kernel(tensor, *rest, stream=current_stream(tensor))
 
     return run
 

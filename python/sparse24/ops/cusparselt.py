@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import site
+import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,19 @@ class Stream:
     def record(self, tensor: Tensor) -> None:
         """Keep the memory of ``tensor``, made on another stream, until what this one has queued is done."""
         tensor.record_stream(torch.cuda.ExternalStream(self.handle, self.device))
+
+    def microseconds(self, work: Callable[[], object], launches: int) -> float:
+        """Median time of what ``work`` queues on this stream, which is the current one."""
+        times = []
+        stream = torch.cuda.ExternalStream(self.handle, self.device)
+        for _ in range(launches + 1):
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record(stream)
+            work()
+            stop.record(stream)
+            stop.synchronize()
+            times.append(1000 * start.elapsed_time(stop))
+        return statistics.median(times[1:])
 
 
 class GPU(NamedTuple):

@@ -123,15 +123,27 @@ def _why_losing_to_a_copy(call: Call, gpu: GPU) -> str:
     return ""
 
 
+def legal_sizes(call: Call) -> tuple[int, int, int]:
+    """m and k as the blob has them, and what token counts have to be multiples of."""
+    m_multiple, n_multiple, k_multiple, _, _ = multiples(call.dtype, call.out_dtype)
+    return round_up(call.m, m_multiple), round_up(call.k, k_multiple), n_multiple
+
+
+def why_illegal(call: Call, gpu: GPU) -> str:
+    """The rule of the library that forbids a call even with its sizes rounded up; empty: none does."""
+    m, k, multiple = legal_sizes(call)
+    legal = call._replace(m=m, n=round_up(max(call.n, 1), multiple), k=k)
+    return _C.cusparselt_why_illegal(
+        product(legal, fused_activation(call, gpu), Algorithm()), gpu.sm, gpu.version
+    )
+
+
 @functools.lru_cache(maxsize=4096)
 def choose(call: Call, gpu: GPU, dense_kept: bool) -> Route:
     """The route of a call. Cached: :func:`forget` after the measured figures change."""
-    m_multiple, n_multiple, k_multiple, _, _ = multiples(call.dtype, call.out_dtype)
-    m, k = round_up(call.m, m_multiple), round_up(call.k, k_multiple)
+    m, k, n_multiple = legal_sizes(call)
     fused = fused_activation(call, gpu)
-    legal = call._replace(m=m, n=round_up(max(call.n, 1), n_multiple), k=k)
-    reason = _C.cusparselt_why_illegal(product(legal, fused, Algorithm()), gpu.sm, gpu.version)
-    reason = reason or _why_losing(call, gpu, dense_kept)
+    reason = why_illegal(call, gpu) or _why_losing(call, gpu, dense_kept)
     notes = []
     if fused != call.activation:
         notes.append(f"{call.activation} after the product, in torch: cuSPARSELt does not fuse it here")

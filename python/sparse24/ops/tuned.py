@@ -1,0 +1,96 @@
+"""What was measured on this machine's GPUs, kept in a file between processes.
+
+``$SPARSE24_CACHE/tuned.json``, by default in ``~/.cache/sparse24``: figures by GPU name, driver, cuSPARSELt
+version and product, for algorithm ids mean nothing elsewhere. Read when a device is first used, written by
+``sparse24.tune`` after each product, so that an interrupted run is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import cusparselt, route
+from .cusparselt import GPU, Algorithm
+from .route import Measured
+
+_FORMAT = 1
+
+
+def path() -> Path:
+    """The file."""
+    folder = os.environ.get("SPARSE24_CACHE") or Path.home() / ".cache" / "sparse24"
+    return Path(folder) / "tuned.json"
+
+
+def identity(device: int, gpu: GPU) -> str:
+    """What figures are valid for."""
+    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no device of torch's"
+    driver = cusparselt.driver().driver_version
+    return f"{name}, sm_{gpu.sm}, driver {driver}, cuSPARSELt {cusparselt.version_text(gpu.version)}"
+
+
+def _read() -> dict[str, Any]:
+    file = path()
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["format"] == _FORMAT and isinstance(found["gpus"], dict):
+            return dict(found["gpus"])
+        problem = f"format {found['format']!r} is not {_FORMAT}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = repr(error)
+    warnings.warn(
+        f"{file} cannot be read ({problem}): its figures are not used; delete it and tune again", stacklevel=2
+    )
+    return {}
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    _, dtype, out_dtype, m, k, tokens = key
+    return f"{dtype} {out_dtype} {m} {k} {tokens}".replace("torch.", "")
+
+
+def _key(name: str, gpu: GPU) -> tuple[Any, ...]:
+    dtype, out_dtype, m, k, tokens = name.split()
+    return (gpu, getattr(torch, dtype), getattr(torch, out_dtype), int(m), int(k), int(tokens))
+
+
+def load(device: int, gpu: GPU) -> int:
+    """Use the file's figures for this device from now on; how many there are."""
+    figures = _read().get(identity(device, gpu), {})
+    for name, entry in figures.items():
+        algorithm = Algorithm(*entry["algorithm"])
+        route.measured[_key(name, gpu)] = Measured(algorithm, *entry["microseconds"])
+    route.forget()
+    return len(figures)
+
+
+def save(device: int, gpu: GPU) -> None:
+    """Write this device's figures, beside those of other devices, in one step."""
+    figures = {
+        _name(key): {
+            "algorithm": [
+                found.algorithm.id,
+                found.algorithm.split_k,
+                found.algorithm.split_k_mode,
+                found.algorithm.split_k_buffers,
+            ],
+            "microseconds": [found.sparse, found.dense, found.expanded],
+        }
+        for key, found in route.measured.items()
+        if key[0] == gpu
+    }
+    everything = {"format": _FORMAT, "gpus": {**_read(), identity(device, gpu): figures}}
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as draft:
+        json.dump(everything, draft, indent=1)
+    os.replace(draft.name, file)
