@@ -123,7 +123,7 @@ void* open_library(const char* what, const char* variable, const std::vector<std
       *path = name;
       if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | loaded_already)) return library;
       const std::string reason = dl_error();
-      if (loaded_already == 0) attempts += message("\n  ", name, ": ", reason);
+      if (loaded_already == 0) attempts += message("\n  ", reason);
     }
   }
   throw Error(message(what,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import ops, timing
 from .masks import prune_
-from .ops import Error
+from .ops import Error, cusparselt, device_kernels
 from .report import format_table
 
 #: Every instruction set that has kernels, best first (csrc/cpu/dispatch.cpp).
@@ -35,24 +35,50 @@ _ASK_ISA = (
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """What runs the products of the sparse layers on ``device``: "avx512", "avx2", "neon" or "scalar".
+    """What runs the products of the sparse layers on ``device``.
+
+    On a CPU "avx512", "avx2", "neon" or "scalar", on a GPU "cusparselt 0.8.1" or another version.
 
     Raises:
-        Error: ``device`` has no sparse kernels: its tensors take the dense path through torch.
+        Error: ``device`` cannot run sparse products; its tensors take the dense path through torch. The text
+            says why: no driver, an old driver, no library, its version, a GPU before sm_80.
         TypeError: neither a device nor a string.
         ValueError: a string that names no device, or an unusable SPARSE24_CPU_ISA.
     """
     if not isinstance(device, torch.device | str):
         raise TypeError(f'device must be a torch.device or a string like "cpu", not {type(device).__name__}')
     try:
-        kind = torch.device(device).type
+        wanted = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"{device!r} is not a device: {str(error).splitlines()[0]}") from None
-    if kind == "cpu":
+    if wanted.type == "cpu":
         return ops.cpu_isa()
-    raise Error(
-        f'backend("{kind}"): this version has no sparse {kind.upper()} backend; {kind} tensors take the '
-        "dense path through torch (right, and no faster than dense)"
+    problem = _why_no_cuda(wanted) if wanted.type == "cuda" else f"{wanted.type} has no sparse kernels"
+    if problem:
+        raise Error(f'backend("{device}"): {problem}; its tensors take the dense path through torch')
+    return f"cusparselt {cusparselt.version_text(cusparselt.library().version)}"
+
+
+def _why_no_cuda(device: torch.device) -> str:
+    """Why sparse products cannot run on a CUDA device; empty: they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA: install a CUDA build"
+    if not torch.cuda.is_available():
+        return _why_torch_sees_none()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        return f"there is no device {index}: torch sees {torch.cuda.device_count()}"
+    with torch.cuda.device(index):
+        return cusparselt.why_unavailable(index)
+
+
+def _why_torch_sees_none() -> str:
+    if not Path("/proc/driver/nvidia/version").exists():
+        return f"no NVIDIA driver is loaded: install one for CUDA {torch.version.cuda}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        f"the driver is loaded, but torch (CUDA {torch.version.cuda}) finds no device it can use: the driver "
+        f"may be too old for it, or the devices hidden (CUDA_VISIBLE_DEVICES={visible}); see nvidia-smi"
     )
 
 
@@ -82,7 +108,9 @@ class Diagnosis:
     threads: int  #: of torch, which the kernels use too
     openmp: tuple[str, ...]  #: OpenMP runtimes in this process; more than one: two pools of threads
     cuda_available: bool  #: to torch
-    cuda: str  #: what becomes of CUDA tensors, and why CUDA is not available
+    cuda: str  #: what becomes of CUDA tensors, and why
+    cusparselt: str  #: version and place of the library, or what was tried
+    cuda_kernels: str  #: whether the small kernels of csrc/cuda are built in
     self_tests: tuple[SelfTest, ...]
 
     @property
@@ -108,6 +136,8 @@ class Diagnosis:
             ("threads", f"{self.threads} of torch, {self.cores} cores; torch.set_num_threads sets them"),
             ("openmp", openmp),
             ("cuda", self.cuda),
+            ("cusparselt", self.cusparselt),
+            ("cuda kernels", self.cuda_kernels),
         ]
         facts += [
             (test.name, f"{'ok' if test.passed else 'FAILED'}, error {test.error:.1e} of {TOLERANCE:.0e}")
@@ -140,6 +170,10 @@ def diagnose(seconds: float = _SELF_TEST_SECONDS) -> Diagnosis:
         openmp=openmp_runtimes(Path("/proc/self/maps").read_text()),
         cuda_available=torch.cuda.is_available(),
         cuda=_about_cuda(),
+        cusparselt=_about_cusparselt(),
+        cuda_kernels="built"
+        if device_kernels.BUILT
+        else "not built (no nvcc was found): torch does their work",
         self_tests=_self_tests(seconds) if isa is not None else (),
     )
 
@@ -173,18 +207,30 @@ def openmp_runtimes(maps: str) -> tuple[str, ...]:
 
 
 def _about_cuda() -> str:
-    ours = "no sparse CUDA kernels in this version: CUDA tensors take the dense path through torch"
-    if torch.cuda.is_available():
-        return f"{ours}; torch sees {torch.cuda.device_count()} device(s)"
-    if torch.version.cuda is None:
-        return f"{ours}; not available: torch {torch.__version__} is built without CUDA; install a CUDA build"
-    if not Path("/proc/driver/nvidia/version").exists():
-        return f"{ours}; not available: no NVIDIA driver is loaded; install one for CUDA {torch.version.cuda}"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        f"{ours}; not available: the driver is loaded, but torch (CUDA {torch.version.cuda}) finds no "
-        f"device it can use (CUDA_VISIBLE_DEVICES={visible}); see nvidia-smi"
-    )
+    """What becomes of tensors on each CUDA device, and why."""
+    if not torch.cuda.is_available():
+        return f"dense path through torch: {_why_no_cuda(torch.device('cuda'))}"
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        problem = _on_one_line(_why_no_cuda(torch.device("cuda", index)))
+        how = f"dense path through torch: {problem}" if problem else backend(f"cuda:{index}")
+        devices.append(f"{index}: {torch.cuda.get_device_name(index)}: {how}")
+    return "; ".join(devices)
+
+
+def _about_cusparselt() -> str:
+    """The library that CUDA products would use, whether or not there is a device."""
+    try:
+        found, driver = cusparselt.library(), cusparselt.driver()
+    except Error as error:
+        return _on_one_line(str(error))
+    facts = [f"{cusparselt.version_text(found.version)} ({found.path})", f"runtime {found.cudart_path}"]
+    facts += [text for text in (found.caveat, driver.problem) if text]
+    return "; ".join(facts)
+
+
+def _on_one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines())
 
 
 # ---- self-test --------------------------------------------------------------------------------------

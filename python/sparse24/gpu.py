@@ -1,4 +1,4 @@
-"""What a user decides about GPUs: why a layer runs as it does, dense copies, and the search for algorithms."""
+"""What a user decides about GPUs: why a layer runs as it does, dense copies, the search for algorithms."""
 
 from __future__ import annotations
 

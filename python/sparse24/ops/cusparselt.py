@@ -46,7 +46,7 @@ class Stream:
 
     def microseconds(self, work: Callable[[], object], launches: int) -> float:
         """Median time of what ``work`` queues on this stream, which is the current one."""
-        times = []
+        times: list[float] = []
         stream = torch.cuda.ExternalStream(self.handle, self.device)
         for _ in range(launches + 1):
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -90,8 +90,8 @@ def _set_search_paths() -> None:
     found = {
         name: [str(f / name) for f in _folders() if (f / name).exists()] for name in (_LIBRARY, *_RUNTIMES)
     }
-    libraries = [_LIBRARY, *_found_by_pathfinder("cusparseLt"), *found[_LIBRARY]]
-    runtimes = [path for name in _RUNTIMES for path in (name, *found[name])]
+    libraries = [*_found_by_pathfinder("cusparseLt"), *found[_LIBRARY]]
+    runtimes = [path for name in _RUNTIMES for path in found[name]]
     _C.cusparselt_set_search_paths(libraries, runtimes)
 
 

@@ -18,8 +18,8 @@ def measure(
 ) -> tuple[route.Measured, int, int]:  # fmt: skip
     """Figures of a call with this weight, how many algorithms were tried, and how many of them refused.
 
-    An algorithm is refused that fails, or whose results differ from the default one's beyond rounding. Runs on
-    ``stream``, which must be the current one, and synchronises. The default algorithm is always measured.
+    An algorithm is refused that fails, or whose results differ from the default one's beyond rounding. Runs
+    on ``stream``, which must be the current one, and synchronises. The default algorithm is always measured.
 
     Args:
         by_library: try the choice of ``cusparseLtMatmulSearch`` instead of every algorithm.
@@ -32,7 +32,8 @@ def measure(
     m, k, multiple = route.legal_sizes(call)
     n = round_up(call.n, multiple)
     dense = device_kernels.expand(values, indices, m, k, handle)
-    x = torch.randn(n, k, device=values.device).to(call.dtype)
+    own = torch.Generator(device=values.device).manual_seed(24)  # the user's random state stays as it is
+    x = torch.randn(n, k, device=values.device, generator=own).to(call.dtype)
     y = torch.empty(n, m, dtype=call.out_dtype, device=values.device)
     form = route.product(call._replace(m=m, n=n, k=k, activation="none", has_bias=False), "none", Algorithm())
     sizes = _C.cusparselt_search_sizes(stream.device, form, handle)
