@@ -59,8 +59,10 @@ using GraphExecHandle = void*;  // cudaGraphExec_t
   X(GraphExecDestroy, CudaError, (GraphExecHandle))
 
 #define EMULATOR_DECLARE_RUNTIME(name, result, parameters) EMULATOR_EXPORT result cuda##name parameters;
+#ifndef CUDART_VERSION  // clients/check_prototypes.cpp has the real declarations beside it
 SPARSE24_CUDA_RUNTIME(EMULATOR_DECLARE_RUNTIME)
 EMULATOR_CUDA_RUNTIME(EMULATOR_DECLARE_RUNTIME)
+#endif
 
 // This thread's last error, as cudaGetLastError gives it.
 CudaError& last_error();

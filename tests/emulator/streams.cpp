@@ -212,13 +212,14 @@ std::shared_ptr<Graph> end_capture(StreamObject& stream) {
   require(capture->mode == CaptureMode::kRelaxed || capture->thread == this_thread(), kCudaCaptureWrongThread,
           kDocumented, "the capture was begun by another thread");
   std::erase(scheduler().captures, capture);
+  auto graph = std::make_shared<Graph>(std::move(capture->graph));
   for (auto& [handle, other] : scheduler().streams) {
     if (other->capture == capture) other->capture.reset();
   }
   require(!capture->invalid, kCudaCaptureInvalidated, kDocumented, "the capture was invalidated");
   require(capture->unjoined.empty(), kCudaCaptureUnjoined, kDocumented,
           "a stream that was forked from the capture was not joined again");
-  return std::make_shared<Graph>(std::move(capture->graph));
+  return graph;
 }
 
 void record_event(EventObject& event, Stream stream_handle) {
@@ -256,6 +257,10 @@ void wait_for_event(StreamObject& stream, EventObject& event) {
 
 void forget_streams() {
   Scheduler& s = scheduler();
+  // Queued work may hold the stream that holds it.
+  for (auto& [handle, stream] : s.streams) stream->queue.clear();
+  for (auto& [device, stream] : s.legacy) stream->queue.clear();
+  for (const auto& capture : s.captures) capture->graph.clear();
   s.streams.clear();
   s.legacy.clear();
   s.captures.clear();

@@ -137,6 +137,21 @@ void test_tile() {
     for (int i = 0; i < 4; ++i) good = good && rows[i] <= 2 && cols[i] <= 2;
   }
   expect(good, "TILE keeps the largest sum");
+  // Ties: rows 0 and 1 complete each other and start low; without such a pattern, equal rows come first.
+  const struct {
+    signed char tile[16];
+    unsigned kept;
+  } ties[] = {{{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 0xc3c3},
+              {{0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 0xc396},
+              {{9, 9, 1, 1, 9, 9, 1, 1, 1, 1, 9, 9, 1, 1, 9, 9}, 0xcc33}};
+  for (const auto& tie : ties) {
+    for (std::size_t row = 0; row < 4; ++row) std::memcpy(data + row * 32, tie.tile + row * 4, 4);
+    cusparseLtSpMMAPrune(&p.o->handle, &p.o->matmul, data, out, kPruneTile, nullptr);
+    cudaDeviceSynchronize();
+    unsigned kept = 0;
+    for (unsigned cell = 0; cell < 16; ++cell) kept |= (out[cell / 4 * 32 + cell % 4] != 0 ? 1u : 0u) << cell;
+    expect_equal(kept, tie.kept, "TILE among equal sums");
+  }
   alignas(16) static float square[8 * 16] = {}, pruned[8 * 16];
   square[0] = 3, square[1] = 1, square[16] = 1, square[17] = 2;  // the diagonal is larger
   square[2] = 1, square[3] = 2, square[18] = 1, square[19] = 2;  // a tie: the anti-diagonal
