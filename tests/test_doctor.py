@@ -207,7 +207,7 @@ def test_backend_of_the_cpu_is_its_isa(device: torch.device | str) -> None:
 
 
 def test_other_devices_have_no_backend() -> None:
-    with pytest.raises(sparse24.Error, match="meta has no sparse kernels; .*dense path through torch"):
+    with pytest.raises(sparse24.Error, match=r"meta has no sparse kernels; .*dense path through torch"):
         sparse24.backend("meta")
     assert issubclass(sparse24.Error, RuntimeError)
 

@@ -223,7 +223,7 @@ def linear_sparse(
         x = _legal_input(input.reshape(-1, input.shape[-1]), chosen.k, stride_multiple)
         y = torch.empty(x.shape[0], chosen.m, dtype=out_dtype, device=input.device)
         _multiply(launch, x, y)
-    output = y[..., :m].reshape(*input.shape[:-1], m)
+    output = y[..., :m].contiguous().view(*input.shape[:-1], m)
     return activate(output, chosen.epilogue)
 
 
@@ -318,7 +318,8 @@ def conv2d_sparse(
             matrix = _rows_of(x[first : first + images], group, window, out_size, chosen.k, stream)
             tokens = slice(first * pixels, first * pixels + matrix.shape[0])
             _multiply(launch, matrix, y[tokens, group * chosen.m : (group + 1) * chosen.m])
-    output = y[:, : window.groups * m].reshape(batch, *out_size, window.groups * m).permute(0, 3, 1, 2)
+    wanted = y[:, : window.groups * m].contiguous()
+    output = wanted.view(batch, *out_size, window.groups * m).permute(0, 3, 1, 2)
     if not channels_last:
         output = output.contiguous()
     return activate(output, chosen.epilogue)
