@@ -17,11 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import sparse24
 from emulated import EmulatedStream, Emulator, compressed, eight_bit, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference, relative_error
-from sparse24 import SparseLinear, masks, ops
+from sparse24 import SparseConv2d, SparseLinear, masks, ops
 from sparse24.ops import blobs, cuda, cuda_ops, cusparselt, route, scaled
 from sparse24.ops.cuda import Epilogue, Window
 from sparse24.ops.cusparselt import GPU, Algorithm
@@ -654,3 +655,30 @@ def test_cuda_kernels_run_on_a_stream(emulator: Emulator, stream: EmulatedStream
     quantized, _ = cuda_ops.KERNELS["quantize_per_token"](x, stream=stream)
     assert torch.equal(quantized, torch.ops.sparse24.quantize_per_token(x)[0])
     assert emulator.launches() == 4
+
+
+# ---- tracing for a GPU that is not there -------------------------------------------------------------
+
+
+def test_shapes_and_layouts_of_cuda_tensors_are_known_to_compilers() -> None:
+    with FakeTensorMode():
+        layer = SparseLinear(50, 40, dtype=HALF, device="cuda")
+        conv = SparseConv2d(16, 24, 3, stride=2, padding=1, dtype=HALF, device="cuda")
+        output = layer(torch.empty(3, 7, 50, dtype=HALF, device="cuda"))
+        assert (output.shape, output.device.type, output.is_contiguous()) == ((3, 7, 40), "cuda", True)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            image = torch.empty(2, 16, 9, 9, dtype=HALF, device="cuda", memory_format=layout)
+            pixels = conv(image)
+            assert pixels.shape == (2, 24, 5, 5)
+            assert pixels.is_contiguous(memory_format=layout)
+
+
+def test_a_model_of_cuda_layers_is_exported() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = torch.nn.Sequential(
+            SparseLinear(64, 128, dtype=HALF, device="cuda", activation="relu"),
+            SparseLinear(128, 32, dtype=HALF, device="cuda"),
+        )
+        exported = torch.export.export(model, (torch.empty(16, 64, dtype=HALF, device="cuda"),))
+    called = [node.target for node in exported.graph.nodes if "sparse24" in str(node.target)]
+    assert called == [torch.ops.sparse24.linear.default] * 2

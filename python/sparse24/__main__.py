@@ -1,4 +1,4 @@
-"""The command line: ``sparse24 demo | doctor | report MODEL | prune IN OUT``."""
+"""The command line: ``sparse24 demo | doctor | report MODEL | prune IN OUT | validate-gpu``."""
 
 from __future__ import annotations
 
@@ -73,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
         help="prune these tensors alone (names or patterns like 'encoder.*.weight'; may be repeated)",
     )
     prune.set_defaults(run=_prune)
+
+    validate = commands.add_parser(
+        "validate-gpu", help="check and time on this machine's GPU everything that only a GPU can show"
+    )
+    validate.add_argument(
+        "--out", type=Path, default=Path("sparse24-gpu.json"), help="report (default: %(default)s)"
+    )
+    validate.add_argument(
+        "--part", action="append", default=[], metavar="NAME", help="this part alone; may be repeated"
+    )
+    validate.set_defaults(run=_validate)
     return parser
 
 
@@ -107,6 +118,14 @@ def _prune(options: argparse.Namespace) -> int:
         raise FileError(f"{source}: nothing to prune, so {target} was not written")
     io.write(pruned, target)
     return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    try:
+        status: int = importlib.import_module(".validate", __package__).run(options.out, options.part)
+    except ValueError as error:
+        raise FileError(str(error)) from None
+    return status
 
 
 if __name__ == "__main__":

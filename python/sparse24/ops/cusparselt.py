@@ -175,3 +175,12 @@ def driver() -> Driver:
 def multiples(dtype: torch.dtype, out_dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     """Elements that m, n, k, the stride of x and the stride of y have to be multiples of."""
     return _C.cusparselt_multiples(CODES[dtype], CODES[out_dtype])
+
+
+def set_plan_capacity(plans: int) -> None:
+    """Plans that each thread keeps for each device; 256 at first.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    _C.cusparselt_set_plan_capacity(plans)

@@ -58,3 +58,9 @@ def measure(
     expanded_us = stream.microseconds(expanded, launches)
     found = route.Measured(best.algorithm, best.microseconds, dense_us, expanded_us)
     return found, len(trials), len(trials) - len(right)
+
+
+def algorithms(call: route.Call, stream: Stream) -> list[Algorithm]:
+    """What the library has for a call whose sizes are legal, the default first."""
+    form = route.product(call, "none", Algorithm())
+    return _C.cusparselt_algorithms(stream.device, form, stream.handle)
