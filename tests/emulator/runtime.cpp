@@ -59,16 +59,21 @@ int attribute_of(int attribute) {
   const int sm = state().config.sm;
   const bool server = sm == 80 || sm == 90 || sm == 100;
   switch (attribute) {
-    case 1: return 1024;   // threads a block
-    case 8: return 49152;  // shared memory a block
-    case 10: return 32;    // warp size
+    case 1: return 1024;      // threads a block
+    case 8: return 49152;     // shared memory a block
+    case 10: return 32;       // warp size
+    case 12: return 65536;    // registers a block
+    case 13: return 1500000;  // clock, kHz
     case kMultiProcessorCount: return server ? 108 : 28;
-    case 38: return (server ? 40 : 3) << 20;  // L2 bytes
-    case 39: return server ? 2048 : 1536;     // threads a multiprocessor
+    case 36: return server ? 1500000 : 7000000;  // memory clock, kHz
+    case 37: return server ? 5120 : 192;         // memory bus, bits
+    case 38: return (server ? 40 : 3) << 20;     // L2 bytes
+    case 39: return server ? 2048 : 1536;        // threads a multiprocessor
     case kComputeCapabilityMajor: return sm / 10;
     case kComputeCapabilityMinor: return sm % 10;
     case 81: return server ? 167936 : 102400;  // shared memory a multiprocessor
     case 97: return server ? 166912 : 101376;  // shared memory a block, opted in
+    case 40: return 2;                         // copy engines
     case 41:
     case 83:
     case 115: return 1;  // unified addressing, managed memory, memory pools

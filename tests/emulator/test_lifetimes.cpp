@@ -215,6 +215,7 @@ void test_bounds() {
   cudaFree(r.out);
   expect_violation("before the block", "a byte written before a block");
   cudaMalloc(&r.out, 64 * 32 * 2);
+  cudaMemset(r.workspace, 0, 4);
   r.multiply();
   cudaDeviceSynchronize();
   unsigned word;
