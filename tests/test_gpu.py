@@ -188,8 +188,11 @@ def test_expanding_quantizing_and_patches_by_the_kernels(
 # ---- the library, in processes of their own: it is opened once in each --------------------------------
 
 
-def opening(**environment: str) -> str:
-    code = "from sparse24.ops import cusparselt; print(cusparselt.library(), cusparselt.why_unavailable(0))"
+def opening(prelude: str = "", **environment: str) -> str:
+    code = f"""
+from sparse24.ops import cusparselt
+{prelude}
+print(cusparselt.library(), cusparselt.why_unavailable(0))"""
     ran = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -228,12 +231,13 @@ def test_wheels_are_found_without_a_variable(library: Emulator, tmp_path: Path) 
     folder = tmp_path / "nvidia" / "cu13" / "lib"
     folder.mkdir(parents=True)
     (folder / "libcudart.so.13").symlink_to(library.library)
-    none = {"SPARSE24_CUSPARSELT": "", "SPARSE24_CUDART": "", "PYTHONPATH": str(tmp_path)}
-    lost = opening(**none)
+    none = {"SPARSE24_CUSPARSELT": "", "SPARSE24_CUDART": ""}
+    alone = f"import site, sys; site.getsitepackages = list; sys.path[:] = [{str(tmp_path)!r}]"
+    lost = opening(alone, **none)
     assert "cuSPARSELt was not found; install a wheel" in lost
     assert "libcusparseLt.so.0: cannot open shared object file" in lost
     (folder / "libcusparseLt.so.0").symlink_to(library.library)
-    assert f"path={str(folder / 'libcusparseLt.so.0')!r}" in opening(**none)
+    assert f"path={str(folder / 'libcusparseLt.so.0')!r}" in opening(alone, **none)
 
 
 # ---- search -----------------------------------------------------------------------------------------
