@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparse24
 from reference import assert_matches, prune_layers, relative_error
-from sparse24 import SparseConv2d, SparseLinear, SparseMultiheadAttention, Sparsifier
+from sparse24 import SparseConv2d, SparseLinear, SparseMultiheadAttention, Sparsifier, convert
 
 
 @pytest.fixture(autouse=True)
@@ -600,3 +601,13 @@ def test_a_gpt2_that_is_not_pruned_stays() -> None:
     report = sparse24.to_sparse(transformers.GPT2Model(config))
     assert not report.done
     assert all(row.reason.startswith("not 2:4: row 0, columns 0-3") for row in report)
+
+
+@pytest.mark.parametrize("problem", ["", "no NVIDIA driver is loaded:\n  install one"])
+def test_the_report_says_why_a_gpu_runs_layers_dense(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(convert.cusparselt, "why_unavailable", lambda index: problem)
+    told = convert._why_dense(torch.device("cuda"))
+    assert told == "; ".join(problem.splitlines())
+    assert convert._why_dense(torch.device("cpu")) == ""

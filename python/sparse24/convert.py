@@ -15,7 +15,7 @@ from . import prunable
 from .attention import SparseMultiheadAttention
 from .compressed import DTYPES, NotSparse24Error
 from .nn import SparseConv2d, SparseLinear
-from .ops import names_of
+from .ops import cusparselt, names_of
 from .report import Report, Row
 
 FilterFn = Callable[[str, nn.Module], bool]
@@ -280,9 +280,18 @@ def _remark(module: nn.Module, names: list[str]) -> str:
     if any(getattr(module, hooks) for hooks in _CARRIED_HOOKS):
         remarks.append("hooks carried over")
     device = next(module.parameters()).device
-    if device.type != "cpu":
-        remarks.append(f"no sparse kernel on {device.type}: computes through the dense weight")
+    why_dense = _why_dense(device)
+    if why_dense:
+        remarks.append(f"{why_dense}: computes through the dense weight")
     return "; ".join(remarks)
+
+
+def _why_dense(device: torch.device) -> str:
+    """Why compressed layers cannot run sparse on a device, on one line; empty: they can."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "; ".join(cusparselt.why_unavailable(torch.cuda.current_device()).splitlines())
+    return "" if device.type == "cpu" else f"no sparse kernel on {device.type}"
 
 
 def _bytes(module: nn.Module) -> int:
