@@ -85,6 +85,13 @@ def conv_arguments() -> tuple[Any, ...]:
     return torch.randn(2, 10, 7, 7), values, indices, bias, [3, 3], [2, 1], [1, 1], [1, 1], 2
 
 
+def int8_arguments(*shape: int) -> tuple[Any, ...]:
+    """An int8 input, a compressed int8 weight [8, 40], a scale and a bias, to float16."""
+    weight = pruned(8, 40).mul(20).to(torch.int8)
+    input = torch.randint(-9, 10, shape, dtype=torch.int8)
+    return (input, *sparse.compress(weight), torch.rand(8), torch.randn(8), torch.float16)
+
+
 OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nm_mask": lambda: (torch.randn(4, 10), 2, 4, 1),
     "prune_": lambda: (torch.randn(4, 10), 2, 4, 0),
@@ -93,6 +100,9 @@ OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "decompress": lambda: sparse.compress(pruned(4, 10)),
     "linear": linear_arguments,
     "conv2d": conv_arguments,
+    "scaled_linear": lambda: int8_arguments(3, 40),
+    "scaled_conv2d": lambda: (*int8_arguments(2, 40, 4, 4), (1, 1)),
+    "quantize_per_token": lambda: (torch.randn(2, 3, 10),),
 }
 
 

@@ -95,8 +95,8 @@ static inline Vec load_lanes(const float* p, const std::int32_t* offsets) {
 }
 
 static inline Vec absolute(Vec v) { return vabsq_f32(v); }
-// min(v, high), and high for NaN.
-static inline Vec cap(Vec v, float high) { return vminnmq_f32(v, broadcast(high)); }
+// min(v, high), and high for NaN: a comparison, for FMINNM keeps signalling NaNs.
+static inline Vec cap(Vec v, float high) { return vbslq_f32(vcltq_f32(v, broadcast(high)), v, broadcast(high)); }
 // Comparisons give all bits of a lane or none; choose takes `yes` where they are set.
 static inline Vec above(Vec a, Vec b) { return vreinterpretq_f32_u32(vcgtq_f32(a, b)); }
 static inline Vec choose(Vec condition, Vec yes, Vec no) {
