@@ -15,12 +15,13 @@
 #include <vector>
 
 #include "cusparselt/api.h"
+#include "cusparselt/event.h"
 #include "cusparselt/types.h"
 
 namespace harness {
 
 using namespace sparse24;
-using cusparselt::check_cuda, cusparselt::cuda;
+using cusparselt::check_cuda, cusparselt::cuda, cusparselt::Event;
 
 class DeviceMemory {
  public:
@@ -46,24 +47,6 @@ class Stream {
 
  private:
   abi::Stream stream_ = nullptr;
-};
-
-class Event {
- public:
-  Event() { check_cuda(cuda().EventCreate(&event_), "cudaEventCreate"); }
-  ~Event() { cuda().EventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  void record(abi::Stream stream) { check_cuda(cuda().EventRecord(event_, stream), "cudaEventRecord"); }
-  double microseconds_since(const Event& start) const {
-    check_cuda(cuda().EventSynchronize(event_), "cudaEventSynchronize");
-    float milliseconds = 0;
-    check_cuda(cuda().EventElapsedTime(&milliseconds, start.event_, event_), "cudaEventElapsedTime");
-    return 1000.0 * milliseconds;
-  }
-
- private:
-  abi::CudaEvent event_ = nullptr;
 };
 
 inline double median(std::vector<double> samples) {

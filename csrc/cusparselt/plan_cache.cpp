@@ -116,11 +116,7 @@ void Context::abandon() {
 
 Context& context(int device) {
   Context& mine = contexts().of(device);
-  int current = -1;
-  check_cuda(cuda().GetDevice(&current), "cudaGetDevice");
-  if (current != device) {
-    throw InvalidArgument(message("the current device must be ", device, ", where the operands are, not ", current));
-  }
+  require_current(device);
   return mine;
 }
 
@@ -128,15 +124,12 @@ Device open_device(int device) { return context(device).handle().info(); }
 
 Sizes sizes(int device, const Product& product, void* stream) { return context(device).plan(product, stream).sizes(); }
 
-BlobKey blob_key(int device, const Product& product) {
-  const Handle& handle = context(device).handle();
-  return {device, handle.info().sm, api().version, product.in, product.out, product.m, product.k, product.algorithm};
-}
+BlobKey blob_key(int device, const Product& product) { return context(device).handle().key(product); }
 
 BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream) {
-  Problem& problem = context(device).plan(product, stream);
-  problem.compress(dense, blob, buffer, stream);
-  return problem.key();
+  Context& mine = context(device);
+  mine.plan(product, stream).compress(dense, blob, buffer, stream);
+  return mine.handle().key(product);
 }
 
 void matmul(int device, const Product& product, const Operands& operands, void* stream) {

@@ -42,14 +42,6 @@ Device ask_device(int device) {
   return {major * 10 + minor, multiprocessors};
 }
 
-void require_current(int device) {
-  int current = -1;
-  check_cuda(cuda().GetDevice(&current), "cudaGetDevice");
-  if (current != device) {
-    throw InvalidArgument(message("the current device must be ", device, ", where the operands are, not ", current));
-  }
-}
-
 abi::ComputeType compute_type(DType in) { return in == DType::kInt8 ? abi::kCompute32I : abi::kCompute32F; }
 
 // Refuses an illegal product; a member initialiser, so that nothing of the library runs before it.
@@ -120,6 +112,14 @@ std::string describe(const BlobKey& key) {
 }
 
 }  // namespace
+
+void require_current(int device) {
+  int current = -1;
+  check_cuda(cuda().GetDevice(&current), "cudaGetDevice");
+  if (current != device) {
+    throw InvalidArgument(message("the current device must be ", device, ", where the operands are, not ", current));
+  }
+}
 
 Handle::Handle(int device)
     : device_(device),
@@ -218,9 +218,8 @@ Sizes Problem::ask_sizes() const {
   return sizes;
 }
 
-BlobKey Problem::key() const {
-  return {handle_.device(), handle_.info().sm, api().version, product_.in,
-          product_.out,     product_.m,        product_.k,    product_.algorithm};
+BlobKey Handle::key(const Product& product) const {
+  return {device_, info_.sm, api().version, product.in, product.out, product.m, product.k, product.algorithm};
 }
 
 void Problem::set(abi::MatmulAttribute attribute, const void* data, std::size_t size) {
@@ -243,9 +242,10 @@ void Problem::compress(const void* dense, void* blob, void* buffer, abi::Stream 
 }
 
 void Problem::run(const Operands& operands, abi::Stream stream) {
-  if (operands.key != key()) {
+  const BlobKey key = handle_.key(product_);
+  if (operands.key != key) {
     throw InvalidArgument(message("the blob was compressed for ", describe(operands.key), ", but this plan reads ",
-                                  describe(key()), ": compress the weight again with this product"));
+                                  describe(key), ": compress the weight again with this product"));
   }
   require_operand(operands.blob, "blob");
   require_operand(operands.x, "x");

@@ -35,6 +35,9 @@ class Opaque {
   Destroy destroy_;
 };
 
+// Refuses a current device that is another one.
+void require_current(int device);
+
 // Of one thread and one device.
 class Handle {
  public:
@@ -43,6 +46,8 @@ class Handle {
   const abi::Handle* get() const { return handle_.get(); }
   int device() const { return device_; }
   const Device& info() const { return info_; }
+  // Of the blobs that a product reads here.
+  BlobKey key(const Product& product) const;
   void abandon() { handle_.abandon(); }
 
  private:
@@ -66,7 +71,6 @@ class Problem {
   Sizes sizes() const { return sizes_; }
   // Algorithm ids are below this.
   int algorithms() const { return algorithms_; }
-  BlobKey key() const;
 
   void compress(const void* dense, void* blob, void* buffer, abi::Stream stream) const;
   void run(const Operands& operands, abi::Stream stream);

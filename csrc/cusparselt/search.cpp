@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "event.h"
 #include "plan_cache.h"
 #include "types.h"
 
@@ -50,25 +51,6 @@ float element(const std::vector<unsigned char>& bytes, DType dtype, std::size_t 
     default: return static_cast<float>(as(std::int8_t{}));
   }
 }
-
-class Event {
- public:
-  Event() { check_cuda(cuda().EventCreate(&event_), "cudaEventCreate"); }
-  ~Event() { cuda().EventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-
-  void record(abi::Stream stream) { check_cuda(cuda().EventRecord(event_, stream), "cudaEventRecord"); }
-  float microseconds_since(const Event& start) const {
-    check_cuda(cuda().EventSynchronize(event_), "cudaEventSynchronize");
-    float milliseconds = 0;
-    check_cuda(cuda().EventElapsedTime(&milliseconds, start.event_, event_), "cudaEventElapsedTime");
-    return 1000 * milliseconds;
-  }
-
- private:
-  abi::CudaEvent event_ = nullptr;
-};
 
 // One search: the same buffers for every algorithm.
 class Search {

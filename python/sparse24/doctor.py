@@ -258,7 +258,7 @@ def _linear_error(tokens: int, rows: int, columns: int, generator: torch.Generat
     prune_(weight)
     values, indices = torch.ops.sparse24.compress(weight)
     output = torch.ops.sparse24.linear(input, values, indices, bias)
-    return _relative_error(output, F.linear(input.double(), weight.double(), bias.double()))
+    return relative_error(output, F.linear(input.double(), weight.double(), bias.double()))
 
 
 def _conv2d_error(channels: int, size: int, layout: torch.memory_format, generator: torch.Generator) -> float:
@@ -267,10 +267,11 @@ def _conv2d_error(channels: int, size: int, layout: torch.memory_format, generat
     prune_(weight)
     values, indices = torch.ops.sparse24.compress(ops.conv_weight_to_matrix(weight))
     output = torch.ops.sparse24.conv2d(input, values, indices, None, (3, 3), (2, 1), (1, 0))
-    return _relative_error(output, F.conv2d(input.double(), weight.double(), None, (2, 1), (1, 0)))
+    return relative_error(output, F.conv2d(input.double(), weight.double(), None, (2, 1), (1, 0)))
 
 
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Infinity where ``actual`` is not finite: NaN would compare as no error."""
-    error = float((actual.double() - expected).abs().max() / expected.abs().max())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest magnitude of ``expected``; infinity where one is not finite."""
+    actual, expected = actual.double().cpu(), expected.double().cpu()
+    error = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     return error if error == error else float("inf")  # noqa: PLR0124

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -173,8 +172,6 @@ def workspace(bytes: int, device: torch.device, stream: Stream) -> Tensor:
     return found
 
 
-def release(devices: Iterable[int] | None = None) -> None:
-    """Drop the workspaces (of these devices; default: of all). Blobs go with their weights."""
-    wanted = None if devices is None else set(devices)
-    for key in [key for key in _workspaces if wanted is None or key[0] in wanted]:
-        del _workspaces[key]
+def release() -> None:
+    """Drop the workspaces. Blobs go with their weights."""
+    _workspaces.clear()

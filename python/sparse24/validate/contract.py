@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..doctor import relative_error
 from ..ops import blobs, cuda, cusparselt, route, search
 from ..ops.cusparselt import Algorithm
-from .ground import Ground, relative_error
+from .ground import Ground
 from .products import TOLERANCE, name_of, sparse_weight
 
 HALF = torch.float16

@@ -109,10 +109,3 @@ class Ground:
             "gpu": self.gpu._asdict(),
             "checks": self._checks,
         }
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest magnitude of ``expected``; infinity where one is not finite."""
-    actual, expected = actual.double().cpu(), expected.double().cpu()
-    error = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    return error if error == error else float("inf")  # noqa: PLR0124

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import masks, ops
+from ..doctor import relative_error
 from ..ops import cuda, route, scaled
-from .ground import Ground, relative_error
+from .ground import Ground
 
 #: Largest error over the largest magnitude: the output's rounding; TF32 rounds the operands too.
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 2e-3}

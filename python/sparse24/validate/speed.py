@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..doctor import relative_error
 from ..ops import cuda, route
 from ..ops.cusparselt import Algorithm
-from .ground import Ground, relative_error
+from .ground import Ground
 from .products import TOLERANCE, name_of, sparse_weight
 
 #: BERT-Large of the talk (m, n, k), and projections of 7B and 70B language models at a few token counts.
