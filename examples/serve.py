@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import sparse24
-from sparse24.demo import transformer
+from sparse24.commands.demo import transformer
 
 
 def prepare(folder: Path, file: Path) -> sparse24.Report:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from emulated import EmulatedStream, Emulator, build
-from sparse24.ops import blobs, cuda, cusparselt, route
+from sparse24.ops.cuda import blobs, cusparselt, route
+from sparse24.ops.cuda import products as cuda
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import masks
-from sparse24.ops.cusparselt import Stream
+from sparse24.ops.cuda.cusparselt import Stream
 
 _ROOT = Path(__file__).parent
 _FLAGS = ("-std=c++20", "-O2", "-fPIC", f"-I{_ROOT.parent / 'csrc'}", f"-I{_ROOT / 'emulator'}")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse24 import is_sparse24, magnitude_mask, transposable_mask
-from sparse24.asp import ASP
-from sparse24.asp_session import greedy_transposable_mask
+from sparse24.pruning.asp import ASP
+from sparse24.pruning.asp_session import greedy_transposable_mask
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sparse24
-from sparse24 import demo, doctor, io
+from sparse24 import files as io
 from sparse24.__main__ import main
+from sparse24.commands import demo, doctor
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +266,7 @@ def test_a_missing_safetensors_package_is_named(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = saved(tmp_path / "model.safetensors")
-    monkeypatch.setattr(io.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(io.formats.importlib.util, "find_spec", lambda name: None)
     target = [tmp_path / "out.safetensors"] if command == "prune" else []
     assert "pip install safetensors" in fails(capsys, command, path, *target)
 

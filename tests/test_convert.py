@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparse24
 from reference import assert_matches, prune_layers, relative_error
-from sparse24 import SparseConv2d, SparseLinear, SparseMultiheadAttention, Sparsifier, convert
+from sparse24 import SparseConv2d, SparseLinear, SparseMultiheadAttention, Sparsifier
+from sparse24.nn import convert
 
 
 @pytest.fixture(autouse=True)

@@ -23,10 +23,13 @@ import sparse24
 from emulated import EmulatedStream, Emulator, compressed, eight_bit, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference, relative_error
 from sparse24 import SparseConv2d, SparseLinear, masks, ops
-from sparse24.ops import blobs, cuda, cuda_ops, cusparselt, route, scaled
-from sparse24.ops.cuda import Epilogue, Window
-from sparse24.ops.cusparselt import GPU, Algorithm
-from sparse24.ops.route import Call, Measured
+from sparse24.ops import scaled
+from sparse24.ops.cuda import blobs, cusparselt, route
+from sparse24.ops.cuda import operators as cuda_ops
+from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda.cusparselt import GPU, Algorithm
+from sparse24.ops.cuda.products import Epilogue, Window
+from sparse24.ops.cuda.route import Call, Measured
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 #: TF32 keeps 10 bits of each operand's fraction.

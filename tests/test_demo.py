@@ -21,10 +21,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 
-from sparse24 import SparseLinear, demo, timing, to_sparse
-from sparse24.demo import recipe, sentences, tables, transformer
-from sparse24.demo.outcome import Progress, speed_row
-from sparse24.demo.recipe import Images, Plan
+from sparse24 import SparseLinear, timing, to_sparse
+from sparse24.commands import demo
+from sparse24.commands.demo import recipe, sentences, tables, transformer
+from sparse24.commands.demo.outcome import Progress, speed_row
+from sparse24.commands.demo.recipe import Images, Plan
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import sparse24
 from reference import TOLERANCE
-from sparse24 import doctor, ops
+from sparse24 import ops
+from sparse24.commands import doctor
 
 
 @pytest.fixture(scope="module")

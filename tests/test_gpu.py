@@ -20,9 +20,12 @@ from torch import Tensor
 import sparse24
 from emulated import EmulatedStream, Emulator, compressed, randn, sparse_weight
 from reference import ACTIVATIONS, assert_matches, linear_reference
-from sparse24 import SparseConv2d, SparseLinear, gpu, masks, ops
-from sparse24.ops import cuda, cuda_ops, cusparselt, device_kernels, route, tuned
-from sparse24.ops.cusparselt import GPU
+from sparse24 import SparseConv2d, SparseLinear, masks, ops
+from sparse24.choose import gpu
+from sparse24.ops.cuda import cusparselt, device_kernels, route, tuned
+from sparse24.ops.cuda import operators as cuda_ops
+from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda.cusparselt import GPU
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 A100 = GPU(80, 108, 801)

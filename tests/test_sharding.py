@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from sparse24 import Sparsifier, is_sparse24, magnitude_mask
-from sparse24.asp import ASP
+from sparse24.pruning.asp import ASP
 
 WORLD = 2
 DEADLINE_S = 120

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sparse24 import Sparsifier, is_sparse24, magnitude_mask, transposable_mask
-from sparse24.prunable import find_candidates
+from sparse24.pruning.prunable import find_candidates
 
 
 class TransposedLinear(nn.Module):

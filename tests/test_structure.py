@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sparse24
-from sparse24 import doctor
+from sparse24.commands import doctor
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "sparse24"

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from emulated import build
-from sparse24 import __main__, doctor, validate
-from sparse24.validate import ground, networks
+from sparse24 import __main__
+from sparse24.commands import doctor, validate
+from sparse24.commands.validate import ground, networks
 
 ROOT = Path(__file__).parent.parent
 

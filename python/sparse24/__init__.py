@@ -1,14 +1,12 @@
 """2:4 structured sparsity for PyTorch: prune, retrain, store at half the size, run faster than dense."""
 
-from .attention import SparseMultiheadAttention
-from .convert import to_dense, to_sparse
-from .doctor import backend
-from .gpu import explain, keep_dense, tune
+from .choose import explain, keep_dense, tune
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
-from .nn import SparseConv2d, SparseLinear
+from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense, to_sparse
 from .ops import Error
+from .ops.backend import backend
+from .pruning import Sparsifier
 from .report import Report, Row
-from .sparsifier import Sparsifier
 
 __version__ = "0.1.0"
 

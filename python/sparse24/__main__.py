@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import __version__, doctor, io
-from .io import FileError
+from . import __version__, files
+from .commands import doctor
+from .files import FileError
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -88,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    status: int = importlib.import_module(".demo", __package__).main(quick=options.quick, out=options.out)
+    status: int = importlib.import_module(".commands.demo", __package__).main(
+        quick=options.quick, out=options.out
+    )
     return status
 
 
@@ -102,27 +105,29 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(io.report(io.read(options.model)))
+    print(files.report(files.read(options.model)))
     return 0
 
 
 def _prune(options: argparse.Namespace) -> int:
     source, target = options.source, options.target
-    if io.is_safetensors(source) != io.is_safetensors(target):
+    if files.is_safetensors(source) != files.is_safetensors(target):
         raise FileError(f"{target}: IN and OUT must both end in .safetensors, or both not")
     if target.exists() and source.exists() and target.samefile(source):
         raise FileError(f"{target}: is IN itself, which is never overwritten; give another name")
-    pruned, report = io.prune(io.read(source), options.select)
+    pruned, report = files.prune(files.read(source), options.select)
     print(report)
     if not report.done:
         raise FileError(f"{source}: nothing to prune, so {target} was not written")
-    io.write(pruned, target)
+    files.write(pruned, target)
     return 0
 
 
 def _validate(options: argparse.Namespace) -> int:
     try:
-        status: int = importlib.import_module(".validate", __package__).run(options.out, options.part)
+        status: int = importlib.import_module(".commands.validate", __package__).run(
+            options.out, options.part
+        )
     except ValueError as error:
         raise FileError(str(error)) from None
     return status

@@ -13,7 +13,7 @@ import os
 import sys
 
 from sparse24 import Error
-from sparse24.ops import cusparselt
+from sparse24.ops.cuda import cusparselt
 
 NOT_INITIALIZED = 1
 

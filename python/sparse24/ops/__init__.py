@@ -7,8 +7,8 @@ gives shapes to ``torch.compile`` and ``torch.export``. Arguments are checked he
 
 from __future__ import annotations
 
-from . import cuda_ops as cuda_ops  # registers
 from .conv2d import conv2d_torch
+from .cuda import operators as operators  # registers
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import register_fake
 
-from . import device_kernels
 from .conv2d import check_conv2d_sizes, conv_out_size, is_channels_last
+from .cuda import device_kernels
 from .layout import check_compressed, conv_matrix_to_weight
 from .product import activate
 from .registry import ACTIVATIONS, TAGS, library, names_of, round_up

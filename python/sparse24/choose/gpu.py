@@ -1,0 +1,266 @@
+"""What a user decides about GPUs: why a layer runs as it does, dense copies, the search for algorithms."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..nn.conv2d import SparseConv2d, _conv_arguments
+from ..nn.linear import SparseLinear
+from ..ops import Error
+from ..ops.cuda import blobs, cusparselt, route, search, tuned
+from ..ops.cuda import products as cuda
+from ..ops.cuda.operators import current_stream
+from ..ops.registry import cpu_isa
+from ..report import format_table
+
+Progress = Callable[[str], None]
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear | SparseConv2d]]:
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear | SparseConv2d):
+            yield name, module
+
+
+def keep_dense(model: nn.Module, keep: bool = True) -> int:
+    """Keep a dense copy of every compressed weight of ``model`` on its GPU, or drop it again.
+
+    A sparse product loses to a dense one where there are few tokens (decoding). Without a copy the weight is
+    expanded for such a call, which costs time; with one it costs memory. The copy is made at the first call
+    that wants it, is never saved, and goes with the weight. On a CPU it has no effect.
+
+    Returns:
+        How many layers it concerns.
+    """
+    layers = [layer for _, layer in _layers(model)]
+    for layer in layers:
+        blobs.keep_dense(layer.values, keep)
+    return len(layers)
+
+
+def explain(
+    layer: SparseLinear | SparseConv2d, input_shape: Sequence[int], channels_last: bool = True
+) -> str:
+    """How ``layer`` runs an input of ``input_shape`` on the device where it is, and why.
+
+    Raises:
+        TypeError: another kind of layer.
+        ValueError: an input that the layer would refuse.
+    """
+    if not isinstance(layer, SparseLinear | SparseConv2d):
+        raise TypeError(f"explain needs a SparseLinear or a SparseConv2d, not {type(layer).__name__}")
+    values = layer.values
+    if values.device.type == "cpu":
+        return f"sparse: CPU kernels for {cpu_isa()}"
+    if values.device.type != "cuda":
+        return f"dense: {values.device.type} has no sparse kernels"
+    device = values.get_device()
+    problem = cusparselt.why_unavailable(device)
+    if problem:
+        return f"dense: {problem}"
+    return describe_route(layer, input_shape, cusparselt.gpu(device), channels_last)
+
+
+def describe_route(
+    layer: SparseLinear | SparseConv2d, input_shape: Sequence[int], on: cusparselt.GPU, channels_last: bool
+) -> str:
+    """:func:`explain` for a GPU that is given: nothing runs."""
+    call = _call_of(layer, input_shape)
+    values, indices, _ = layer._operands()
+    if isinstance(layer, SparseConv2d):
+        chosen = cuda.conv2d_route(call, values, indices, _window(layer), on)
+    else:
+        chosen = cuda.route_of(call, values, indices, on)
+    if not chosen.sparse:
+        kept = "a kept copy" if blobs.dense_kept(values) else "a weight expanded for the call"
+        return f"dense, through {kept}: {chosen.reason}"
+    notes = list(chosen.notes)
+    if isinstance(layer, SparseConv2d) and not channels_last:
+        notes.append("input and output are copied: give a channels_last input")
+    version = cusparselt.version_text(on.version)
+    return "; ".join([f"sparse: cuSPARSELt {version}, algorithm {chosen.algorithm.id}", *notes])
+
+
+def _window(layer: SparseConv2d) -> cuda.Window:
+    return cuda.Window(layer.kernel_size, layer.stride, layer._kernel_padding, layer.dilation, layer.groups)
+
+
+def _product_sizes(layer: SparseLinear | SparseConv2d) -> tuple[int, int]:
+    """m and k of the product behind a layer (of one group)."""
+    if isinstance(layer, SparseLinear):
+        return layer.out_features, layer.in_features
+    return cuda.conv2d_sizes(layer.in_channels, layer.out_channels, _window(layer))
+
+
+def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> route.Call:
+    dtype = layer.values.dtype
+    input = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
+    if isinstance(layer, SparseLinear):
+        like: nn.Module = nn.Linear(layer.in_features, 1, device="meta", dtype=dtype)
+        refusal = f"input must be [..., {layer.in_features}], not {tuple(input_shape)}"
+    else:
+        like = nn.Conv2d(
+            **{**_conv_arguments(layer), "groups": 1, "out_channels": 1}, device="meta", dtype=dtype
+        )
+        refusal = f"input must be [N, {layer.in_channels}, H, W], not {tuple(input_shape)}"
+    try:
+        tokens = like(input).numel()
+    except RuntimeError as error:
+        raise ValueError(f"{refusal}: {error}") from None
+    m, k = _product_sizes(layer)
+    return route.Call(dtype, dtype, m, tokens, k, layer.activation, layer.bias is not None)
+
+
+# ---- search -----------------------------------------------------------------------------------------
+
+
+class Tuned(NamedTuple):
+    """What :func:`tune` found for one product."""
+
+    dtype: torch.dtype
+    m: int
+    k: int
+    tokens: int
+    measured: route.Measured | None  #: None: not measured, see ``remark``
+    trials: int  #: algorithms that were tried
+    wrong: int  #: of them, those that were refused: wrong results or an error
+    remark: str
+
+
+class Tuning(tuple[Tuned, ...]):
+    """Rows of :func:`tune`; ``print`` shows them as a table."""
+
+    def __str__(self) -> str:
+        header = (
+            "dtype",
+            "m x k",
+            "tokens",
+            "algorithm",
+            "sparse us",
+            "dense us",
+            "expanded us",
+            "tried",
+            "remark",
+        )
+        rows = [header]
+        for row in self:
+            found = row.measured
+            figures = ("", "", "", "")
+            if found is not None:
+                id, split = found.algorithm.id, found.algorithm.split_k
+                times = (f"{found.sparse:.1f}", f"{found.dense:.1f}", f"{found.expanded:.1f}")
+                figures = (f"{id}" + (f", split {split}" if split else ""), *times)
+            name = str(row.dtype).removeprefix("torch.")
+            tried = f"{row.trials}" + (f", {row.wrong} refused" if row.wrong else "")
+            rows.append((name, f"{row.m} x {row.k}", str(row.tokens), *figures, tried, row.remark))
+        return format_table(rows)
+
+
+def tune(
+    model: nn.Module,
+    tokens: Sequence[int] = (1, 16, 64, 256, 1024, 4096),
+    *,
+    budget_seconds: float = 60.0,
+    launches: int = 20,
+    by_library: bool = False,
+    again: bool = False,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Find the fastest algorithm, and whether dense is faster, for every weight of ``model`` on its GPU.
+
+    Every algorithm id that the library has (with split-k where the GPU has it) compresses the weight, is
+    compared with the default one, and is timed by events. The figures choose how layers run from then on,
+    also in other processes: they are kept in ``$SPARSE24_CACHE`` (``~/.cache/sparse24``) by GPU, driver and
+    cuSPARSELt version. They are written after each product, so an interrupted run is gone on with.
+
+    Args:
+        tokens: token counts (batch times sequence; of a convolution batch times pixels); each stands for
+            those above the next lower power of two.
+        budget_seconds: for all of it; what is left over runs by the default rules.
+        launches: of each algorithm; the median counts.
+        by_library: try the default and the choice of cuSPARSELt's own search only.
+        again: measure also what has been measured before.
+        progress: told of every product, default: a line on stderr.
+
+    Raises:
+        Error: the model is not on a GPU that can use cuSPARSELt, with the reason.
+        ValueError: no compressed layers, or a count that is not positive.
+    """
+    layers = [layer for _, layer in _layers(model)]
+    if not layers:
+        raise ValueError("the model has no SparseLinear or SparseConv2d: convert it with to_sparse first")
+    if launches < 1 or any(count < 1 for count in tokens) or not tokens:
+        raise ValueError(f"tokens and launches must be positive, not {tuple(tokens)} and {launches}")
+    values = layers[0].values
+    if values.device.type != "cuda":
+        raise Error(f"tune measures on a GPU, and the model is on {values.device}")
+    with torch.cuda.device(values.device):
+        stream = current_stream(values)
+        problem = cusparselt.why_unavailable(stream.device)
+        if problem:
+            raise Error(problem)
+        run = TuningRun(stream, launches=launches, by_library=by_library, again=again)
+        return run.run(layers, tokens, budget_seconds, progress or _say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class TuningRun:
+    """One run of :func:`tune` on a stream."""
+
+    def __init__(self, stream: cusparselt.Stream, *, launches: int, by_library: bool, again: bool) -> None:
+        self._stream = stream
+        self._gpu = cusparselt.gpu(stream.device)
+        self._launches = launches
+        self._by_library = by_library
+        self._again = again
+
+    def run(
+        self,
+        layers: Sequence[SparseLinear | SparseConv2d],
+        tokens: Sequence[int],
+        budget_seconds: float,
+        progress: Progress,
+    ) -> Tuning:
+        """Every distinct product of ``layers``, until the budget is spent."""
+        end = time.monotonic() + budget_seconds
+        products = {(layer.values.dtype, *_product_sizes(layer)): layer for layer in layers}
+        rows = []
+        for (dtype, m, k), layer in products.items():
+            for count in tokens:
+                call = route.Call(dtype, dtype, m, count, k)
+                row = self._row(call, layer, end - time.monotonic())
+                rows.append(row)
+                progress(f"{len(rows)}/{len(products) * len(tokens)} {Tuning([row])}".splitlines()[-1])
+        return Tuning(rows)
+
+    def _row(self, call: route.Call, layer: SparseLinear | SparseConv2d, seconds_left: float) -> Tuned:
+        def left(remark: str) -> Tuned:
+            found = route.measured.get(route.measured_key(call, self._gpu))
+            return Tuned(call.dtype, call.m, call.k, call.n, found, 0, 0, remark)
+
+        if not self._again and route.measured_key(call, self._gpu) in route.measured:
+            return left("measured before")
+        if seconds_left <= 0:
+            return left("the budget is spent")
+        values, indices, _ = layer._operands()
+        first_rows = slice(0, call.m)  # of a grouped convolution: the first group
+        reason = cuda.why_not_legal(call, values, indices, self._gpu)
+        if reason:
+            return left(reason)
+        found, trials, wrong = search.measure(
+            call, values[first_rows], indices[first_rows], self._stream, launches=self._launches,
+            by_library=self._by_library, seconds=seconds_left,
+        )  # fmt: skip
+        route.measured[route.measured_key(call, self._gpu)] = found
+        cuda.forget_plans()
+        tuned.save(self._stream.device, self._gpu)
+        return Tuned(call.dtype, call.m, call.k, call.n, found, trials, wrong, "")

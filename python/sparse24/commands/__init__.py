@@ -1,0 +1,1 @@
+"""What the command line runs: a module or a package a command."""

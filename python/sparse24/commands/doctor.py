@@ -1,0 +1,231 @@
+"""What runs on this machine, with what, and does it compute right: ``sparse24 doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops, timing
+from ..masks import prune_
+from ..ops import Error
+from ..ops.backend import backend, why_no_cuda
+from ..ops.cuda import cusparselt, device_kernels
+from ..report import format_table
+
+#: Every instruction set that has kernels, best first (csrc/cpu/dispatch.cpp).
+ISAS = ("avx512", "avx2", "neon", "scalar")
+#: Largest error of the self-test over the largest magnitude of the float64 result: float32 sums of
+#: some thousand products, as in the tests' table of tolerances.
+TOLERANCE = 2e-6
+
+_SELF_TEST_SECONDS = 1.0
+#: Asks the extension alone, without torch, which instruction set it takes.
+_ASK_ISA = (
+    "import importlib.machinery as m, importlib.util as u, sys; "
+    "l = m.ExtensionFileLoader('sparse24._C', sys.argv[1]); "
+    "e = u.module_from_spec(u.spec_from_loader('sparse24._C', l)); l.exec_module(e); print(e.cpu_isa())"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTest:
+    """One product against float64."""
+
+    name: str
+    error: float  #: largest difference over the largest magnitude of the reference
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` found; ``str()`` of it is what ``sparse24 doctor`` prints."""
+
+    sparse24: str
+    python: str
+    torch: str
+    machine: str  #: operating system and architecture
+    cpu: str
+    isa: str | None  #: the kernels in use; None: SPARSE24_CPU_ISA names some that cannot run
+    isa_problem: str
+    isas_that_run: tuple[str, ...]  #: best first
+    isa_wish: str | None  #: SPARSE24_CPU_ISA
+    cores: int  #: that this process may use
+    threads: int  #: of torch, which the kernels use too
+    openmp: tuple[str, ...]  #: OpenMP runtimes in this process; more than one: two pools of threads
+    cuda_available: bool  #: to torch
+    cuda: str  #: what becomes of CUDA tensors, and why
+    cusparselt: str  #: version and place of the library, or what was tried
+    cuda_kernels: str  #: whether the small kernels of csrc/cuda are built in
+    self_tests: tuple[SelfTest, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the kernels run and every self-test passed."""
+        return self.isa is not None and all(test.passed for test in self.self_tests)
+
+    def __str__(self) -> str:
+        wish = "not set" if self.isa_wish is None else f"SPARSE24_CPU_ISA={self.isa_wish}"
+        if len(self.openmp) == 1:
+            openmp = f"one runtime, shared with torch: {self.openmp[0]}"
+        else:
+            openmp = f"{len(self.openmp)} runtimes, which compete for the cores: {', '.join(self.openmp)}"
+        facts = [
+            ("what", "found"),
+            ("sparse24", self.sparse24),
+            ("python", self.python),
+            ("torch", self.torch),
+            ("machine", self.machine),
+            ("cpu", self.cpu),
+            ("kernels", self.isa or f"NONE: {self.isa_problem}"),
+            ("could run", f"{', '.join(self.isas_that_run)} (SPARSE24_CPU_ISA chooses: {wish})"),
+            ("threads", f"{self.threads} of torch, {self.cores} cores; torch.set_num_threads sets them"),
+            ("openmp", openmp),
+            ("cuda", self.cuda),
+            ("cusparselt", self.cusparselt),
+            ("cuda kernels", self.cuda_kernels),
+        ]
+        facts += [
+            (test.name, f"{'ok' if test.passed else 'FAILED'}, error {test.error:.1e} of {TOLERANCE:.0e}")
+            for test in self.self_tests
+        ]
+        verdict = "all is well" if self.healthy else "NOT HEALTHY: do not trust the results of sparse layers"
+        return f"{format_table(facts)}\n{verdict}"
+
+
+def diagnose(seconds: float = _SELF_TEST_SECONDS) -> Diagnosis:
+    """Look at versions, kernels, threads and CUDA, and test the products for ``seconds`` (at least once).
+
+    Changes nothing: no flags, no random state.
+    """
+    from .. import __version__  # noqa: PLC0415  the package imports this module
+
+    isa, isa_problem = _chosen_isa()
+    return Diagnosis(
+        sparse24=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        machine=f"{platform.system()} {platform.machine()}",
+        cpu=timing._cpu_name(),
+        isa=isa,
+        isa_problem=isa_problem,
+        isas_that_run=tuple(name for name in ISAS if _runs(name)),
+        isa_wish=os.environ.get("SPARSE24_CPU_ISA"),
+        cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        openmp=openmp_runtimes(Path("/proc/self/maps").read_text()),
+        cuda_available=torch.cuda.is_available(),
+        cuda=_about_cuda(),
+        cusparselt=_about_cusparselt(),
+        cuda_kernels="built"
+        if device_kernels.BUILT
+        else "not built (no nvcc was found): torch does their work",
+        self_tests=_self_tests(seconds) if isa is not None else (),
+    )
+
+
+def _chosen_isa() -> tuple[str | None, str]:
+    try:
+        return ops.cpu_isa(), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _runs(isa: str) -> bool:
+    """Whether the extension takes ``isa``, asked in a process of its own: it chooses only once."""
+    extension = sys.modules["sparse24._C"].__file__
+    torch_libraries = str(Path(torch.__file__).parent / "lib")  # with an OpenMP, if the system has none
+    asked = subprocess.run(
+        [sys.executable, "-I", "-c", _ASK_ISA, str(extension)],
+        env={**os.environ, "SPARSE24_CPU_ISA": isa, "LD_LIBRARY_PATH": torch_libraries},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() == isa
+
+
+def openmp_runtimes(maps: str) -> tuple[str, ...]:
+    """The distinct OpenMP libraries (GNU, LLVM, Intel) in the text of ``/proc/<pid>/maps``."""
+    names = ("libgomp", "libomp", "libiomp5")
+    paths = (line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6)
+    return tuple(sorted({path for path in paths if Path(path).name.split("-")[0].split(".")[0] in names}))
+
+
+def _about_cuda() -> str:
+    """What becomes of tensors on each CUDA device, and why."""
+    if not torch.cuda.is_available():
+        return f"dense path through torch: {why_no_cuda(torch.device('cuda'))}"
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        problem = _on_one_line(why_no_cuda(torch.device("cuda", index)))
+        how = f"dense path through torch: {problem}" if problem else backend(f"cuda:{index}")
+        devices.append(f"{index}: {torch.cuda.get_device_name(index)}: {how}")
+    return "; ".join(devices)
+
+
+def _about_cusparselt() -> str:
+    """The library that CUDA products would use, whether or not there is a device."""
+    try:
+        found, driver = cusparselt.library(), cusparselt.driver()
+    except Error as error:
+        return _on_one_line(str(error))
+    facts = [f"{cusparselt.version_text(found.version)} ({found.path})", f"runtime {found.cudart_path}"]
+    facts += [text for text in (found.caveat, driver.problem) if text]
+    return "; ".join(facts)
+
+
+def _on_one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines())
+
+
+# ---- self-test --------------------------------------------------------------------------------------
+
+
+def _self_tests(seconds: float) -> tuple[SelfTest, ...]:
+    """Both products on odd and even shapes in turn; of each the largest error seen."""
+    generator = torch.Generator().manual_seed(24)
+    worst = {"linear": 0.0, "conv2d": 0.0}
+    end = time.perf_counter() + seconds
+    done = False
+    while not done:
+        for tokens, rows, columns in ((1, 512, 1024), (5, 67, 93), (130, 256, 512)):
+            worst["linear"] = max(worst["linear"], _linear_error(tokens, rows, columns, generator))
+        for channels, size, layout in ((64, 14, torch.contiguous_format), (30, 9, torch.channels_last)):
+            worst["conv2d"] = max(worst["conv2d"], _conv2d_error(channels, size, layout, generator))
+        done = time.perf_counter() >= end
+    return tuple(SelfTest(name, error, error <= TOLERANCE) for name, error in worst.items())
+
+
+def _linear_error(tokens: int, rows: int, columns: int, generator: torch.Generator) -> float:
+    input = torch.randn(tokens, columns, generator=generator)
+    weight = torch.randn(rows, columns, generator=generator)
+    bias = torch.randn(rows, generator=generator)
+    prune_(weight)
+    values, indices = torch.ops.sparse24.compress(weight)
+    output = torch.ops.sparse24.linear(input, values, indices, bias)
+    return relative_error(output, F.linear(input.double(), weight.double(), bias.double()))
+
+
+def _conv2d_error(channels: int, size: int, layout: torch.memory_format, generator: torch.Generator) -> float:
+    input = torch.randn(2, channels, size, size, generator=generator).contiguous(memory_format=layout)
+    weight = torch.randn(40, channels, 3, 3, generator=generator)
+    prune_(weight)
+    values, indices = torch.ops.sparse24.compress(ops.conv_weight_to_matrix(weight))
+    output = torch.ops.sparse24.conv2d(input, values, indices, None, (3, 3), (2, 1), (1, 0))
+    return relative_error(output, F.conv2d(input.double(), weight.double(), None, (2, 1), (1, 0)))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest magnitude of ``expected``; infinity where one is not finite."""
+    actual, expected = actual.double().cpu(), expected.double().cpu()
+    error = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return error if error == error else float("inf")  # noqa: PLR0124

@@ -1,0 +1,113 @@
+"""Where a part runs: on a GPU, or on the emulator with host memory."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...ops import Error
+from ...ops.cuda import cusparselt
+from ...ops.cuda import operators as cuda_ops
+from ...ops.cuda.cusparselt import GPU, Stream
+
+
+class HostStream(Stream):
+    """The emulator's default stream, whose work is done when a call returns."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+
+    def record(self, tensor: Tensor) -> None:
+        """Host memory outlives its use."""
+
+    def microseconds(self, work: Callable[[], object], launches: int) -> float:
+        times = []
+        for _ in range(launches):
+            begin = time.perf_counter()
+            work()
+            times.append(1e6 * (time.perf_counter() - begin))
+        return statistics.median(times)
+
+
+class OnEmulator(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sends the products of layers on the CPU to the emulator, which takes host memory for a GPU's."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "sparse24" and func._opname in ("linear", "conv2d"):
+            return cuda_ops.KERNELS[func._opname](*args, **(kwargs or {}), stream=HostStream())
+        return func(*args, **(kwargs or {}))
+
+
+class Ground:
+    """The device that is validated. Raises ``Error`` where there is none that can use cuSPARSELt."""
+
+    def __init__(self) -> None:
+        self.emulated = not torch.cuda.is_available()
+        self.device = torch.device("cpu" if self.emulated else "cuda")
+        problem = cusparselt.why_unavailable(0)
+        if problem:
+            raise Error(problem)
+        self.gpu: GPU = cusparselt.gpu(0)
+        self._checks: list[dict[str, Any]] = []
+
+    @property
+    def stream(self) -> Stream:
+        """The current stream."""
+        if self.emulated:
+            return HostStream()
+        return cuda_ops.current_stream(torch.empty(0, device=self.device))
+
+    def operator(self, name: str) -> Callable[..., Any]:
+        """``torch.ops.sparse24.<name>``, or its CUDA kernel on the emulator's stream."""
+        if not self.emulated:
+            return getattr(torch.ops.sparse24, name)  # type: ignore[no-any-return]
+        kernel = cuda_ops.KERNELS[name]
+        return lambda *operands: kernel(*operands, stream=HostStream())
+
+    def layers_run_here(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, sparse layers run on what is validated."""
+        if not self.emulated:
+            return contextlib.nullcontext()
+        return OnEmulator()  # type: ignore[no-untyped-call]
+
+    def tensor(self, *shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+        """Normal numbers, or whole ones from -9 to 9 for 8-bit types, the same everywhere."""
+        own = torch.Generator().manual_seed(seed)
+        if dtype.itemsize == 1:
+            return torch.randint(-9, 10, shape, generator=own).float().to(dtype).to(self.device)
+        return torch.randn(*shape, generator=own).to(dtype).to(self.device)
+
+    # ---- findings -----------------------------------------------------------------------------------
+
+    def check(self, name: str, passed: bool, **facts: Any) -> None:
+        """Note one check with what was seen."""
+        self._checks.append({"name": name, "passed": bool(passed), **facts})
+
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Checks of which one may raise: that is a failed check called ``name``, and the next ones go on."""
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            self.check(name, False, error=f"{type(error).__name__}: {error}")
+
+    def answer(self) -> dict[str, Any]:
+        """What was found."""
+        passed = bool(self._checks) and all(check["passed"] for check in self._checks)
+        name = "emulator" if self.emulated else torch.cuda.get_device_name(0)
+        return {
+            "status": "passed" if passed else "failed",
+            "emulated": self.emulated,
+            "device": name,
+            "gpu": self.gpu._asdict(),
+            "checks": self._checks,
+        }

@@ -1,0 +1,105 @@
+"""The CUDA kernels of csrc/cuda against torch doing the same work, bit for bit. They need a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...ops import mask
+from ...ops.cuda import device_kernels
+from .ground import Ground
+from .products import name_of
+
+SHAPES = ((1, 4), (3, 20), (64, 64), (257, 1028), (1024, 4096))
+IMAGES = ((2, 16, 9, 8), (2, 64, 28, 28), (1, 20, 7, 5))  # N, C, H, W
+
+
+def run(ground: Ground) -> None:
+    """Compare them all."""
+    if ground.emulated or not device_kernels.BUILT:
+        why = (
+            "the emulator runs no kernels" if ground.emulated else "built without nvcc: torch does their work"
+        )
+        ground.check("kernels", True, skipped=why)
+        return
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for rows, cols in SHAPES:
+            with ground.attempt(name_of("masks", dtype, rows, cols)):
+                _masks(ground, dtype, rows, cols)
+        with ground.attempt(name_of("quantize", dtype)):
+            _quantize(ground, dtype)
+    for dtype in (torch.float32, torch.float16, torch.int8, torch.float8_e4m3fn):
+        with ground.attempt(name_of("format", dtype)):
+            _format(ground, dtype)
+        for image in IMAGES:
+            with ground.attempt(name_of("im2col", dtype, image)):
+                _im2col(ground, dtype, image)
+
+
+def _special(ground: Ground, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+    weight = ground.tensor(rows, cols, dtype=dtype)
+    flat = weight.view(-1)
+    special = torch.tensor([float("nan"), float("inf"), -0.0, 0.0, 1.0, 1.0, -1.0, 1e-40])
+    count = min(len(flat), len(special))
+    flat[:count] = special[:count].to(dtype)
+    return weight
+
+
+def _masks(ground: Ground, dtype: torch.dtype, rows: int, cols: int) -> None:
+    weight = _special(ground, rows, cols, dtype)
+    expected = mask.nm_mask_torch(weight.cpu(), 2, 4, 1)
+    found = torch.ops.sparse24.nm_mask(weight, 2, 4, 1)
+    ground.check(name_of("mask24", dtype, rows, cols), torch.equal(found.cpu(), expected))
+    pruned = weight.clone()
+    torch.ops.sparse24.prune_(pruned, 2, 4, 1)
+    zeroed = weight.cpu().masked_fill(~expected, 0)
+    ground.check(name_of("prune24", dtype, rows, cols), torch.equal(_bits(pruned.cpu()), _bits(zeroed)))
+    if rows % 4 == 0:
+        plain = ground.tensor(rows, cols, dtype=dtype)
+        tiles = torch.ops.sparse24.transposable_mask(plain)
+        on_cpu = torch.ops.sparse24.transposable_mask(plain.cpu())
+        ground.check(name_of("transposable_mask", dtype, rows, cols), torch.equal(tiles.cpu(), on_cpu))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def _format(ground: Ground, dtype: torch.dtype) -> None:
+    weight = ground.tensor(130, 1028, dtype=torch.float32)
+    torch.ops.sparse24.prune_(weight, 2, 4, 1)
+    weight = (weight * 16).to(dtype)
+    values, indices = torch.ops.sparse24.compress(weight)
+    on_cpu = torch.ops.sparse24.compress(weight.cpu())
+    same = torch.equal(_bits(values.cpu()), _bits(on_cpu[0])) and torch.equal(indices.cpu(), on_cpu[1])
+    ground.check(name_of("compress", dtype), same)
+    dense = device_kernels.expand(values, indices, 144, 1056, ground.stream.handle)
+    wide = torch.zeros(144, 1056, dtype=torch.float32)
+    wide[:130, :1028] = weight.float().cpu()
+    ground.check(name_of("expand", dtype), torch.equal(dense.float().cpu(), wide))
+
+
+def _quantize(ground: Ground, dtype: torch.dtype) -> None:
+    x = _special(ground, 77, 1000, dtype)
+    found = torch.ops.sparse24.quantize_per_token(x)
+    expected = torch.ops.sparse24.quantize_per_token(x.cpu())
+    apart = int((found[0].cpu().int() - expected[0].int()).abs().max())
+    scales = torch.allclose(found[1].cpu(), expected[1], rtol=1e-6, atol=0, equal_nan=True)
+    ground.check(name_of("quantize_per_token", dtype), apart <= 1 and scales, apart=apart)
+
+
+def _im2col(ground: Ground, dtype: torch.dtype, image: tuple[int, ...]) -> None:
+    batch, channels, height, width = image
+    x = ground.tensor(batch, height, width, channels, dtype=torch.float32).mul(16).to(dtype)
+    window = ((3, 2), (2, 1), (1, 1), (1, 2))  # kernel, stride, padding, dilation
+    sizes = tuple(
+        (image[2 + i] + 2 * window[2][i] - window[3][i] * (window[0][i] - 1) - 1) // window[1][i] + 1
+        for i in range(2)
+    )
+    columns = ops.round_up(6 * ops.round_up(channels, 4), 32)
+    given = (0, channels, *window, sizes, columns, ground.stream.handle)
+    same = torch.equal(
+        _bits(device_kernels.im2col(x, *given).cpu()), _bits(device_kernels.im2col(x.cpu(), *given))
+    )
+    ground.check(name_of("im2col", dtype, image), same)

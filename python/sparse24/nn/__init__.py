@@ -1,0 +1,12 @@
+"""Inference modules whose 2:4 weight is stored compressed, and the swap of a network's layers.
+
+The weights are constants here. Gradients still flow to the input, and to ``bias`` or ``values`` where
+somebody asks for them, through the decompressed weight: right, but no faster than dense.
+"""
+
+from .attention import SparseMultiheadAttention
+from .conv2d import SparseConv2d
+from .convert import to_dense, to_sparse
+from .linear import SparseLinear
+
+__all__ = ["SparseConv2d", "SparseLinear", "SparseMultiheadAttention", "to_dense", "to_sparse"]

@@ -1,0 +1,186 @@
+"""The compressed weight that the sparse layers share, and the checks on what is loaded into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import masks, ops
+
+#: Weight dtypes that the products take.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Two groups of an empty weight in one byte of ``indices``: each keeps columns 0 and 1.
+_EMPTY_GROUPS = 0b0100_0100
+
+
+class NotSparse24Error(ValueError):
+    """A weight that was to be compressed has a group with more than two non-zeros, at ``place``."""
+
+    def __init__(self, place: str, shape: Sequence[int]) -> None:
+        super().__init__(
+            "at most two of every four weights along the input channels may be non-zero, but "
+            f"{place} of the weight {tuple(shape)} hold more; "
+            "prune it first: sparse24.Sparsifier(model).prune()"
+        )
+        self.place = place
+
+
+def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd has to see the product of these."""
+    return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+
+
+def compress_matrix(
+    matrix: Tensor, dtype: torch.dtype, place: Callable[[int, int], str], shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """values and indices of a 2:4 matrix [rows, K], cast to ``dtype``.
+
+    Args:
+        matrix: what is compressed; ``shape`` and ``place(row, group)`` say what it is to the user.
+
+    Raises:
+        ValueError: ``matrix`` is on the meta device.
+        NotSparse24Error: a group of four along K has more than two non-zeros.
+    """
+    if matrix.is_meta:
+        raise ValueError("the weight is on the meta device and holds no data to compress: load it first")
+    matrix = matrix.detach().to(dtype)
+    try:
+        values, indices = torch.ops.sparse24.compress(matrix)
+    except ValueError:
+        over = masks._crowded(matrix, masks.Pattern(2, 4), dim=1)
+        first = int(over.flatten().nonzero()[0])
+        raise NotSparse24Error(place(*divmod(first, over.shape[1])), shape) from None
+    return values, indices
+
+
+def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
+    """(row, group) of the first group whose two indices do not increase."""
+    pairs = torch.stack((indices & 15, indices >> 4), dim=-1).flatten(1)
+    first = ((pairs & 3) >= (pairs >> 2)).flatten().nonzero()[:1]
+    return divmod(int(first), pairs.shape[1]) if len(first) else None
+
+
+class CompressedModule(nn.Module):
+    """What the sparse layers share: ``values``, ``indices``, ``bias``, and checkpoints checked on load."""
+
+    values: nn.Parameter
+    indices: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        bias: bool,
+        activation: str,
+        device: Any,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"{type(self).__name__} computes in {ops.names_of(DTYPES)}, not {dtype}")
+        if activation not in ops.ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {ops.ACTIVATIONS}")
+        self.activation = activation
+        padded = ops.round_up(columns, 8)
+        values = torch.empty((rows, padded // 2), device=device, dtype=dtype)
+        self.values = nn.Parameter(values, requires_grad=False)
+        self.register_buffer("indices", torch.empty((rows, padded // 8), device=device, dtype=torch.uint8))
+        bias_or_none = torch.empty(rows, device=device, dtype=dtype) if bias else None
+        self.register_parameter(
+            "bias", None if bias_or_none is None else nn.Parameter(bias_or_none, requires_grad=False)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make the weight and the bias zero: a legal 2:4 weight to load a state_dict into."""
+        with torch.no_grad():
+            self.values.zero_()
+            self.indices.fill_(_EMPTY_GROUPS)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @torch.no_grad()
+    def _fill(self, values: Tensor, indices: Tensor, bias: Tensor | None) -> None:
+        self.values = nn.Parameter(values, requires_grad=False)
+        self.indices = indices
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """values, indices, bias, past ``Module.__getattr__``, which takes a microsecond for each."""
+        parameters: Any = self._parameters
+        return parameters["values"], self._buffers["indices"], parameters["bias"]  # type: ignore[return-value]
+
+    def _padding_columns(self) -> Tensor:
+        """bool [K rounded up to 8]: True where a column only pads the layout, and must hold zeros."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        given = {key: state_dict.get(prefix + key) for key in ("values", "indices", "bias")}
+        problem = self._problem_with(**given)
+        if given["values"] is None and prefix + "weight" in state_dict:
+            problem = (
+                f"weight is dense, but this {type(self).__name__} is compressed: "
+                "load the checkpoint before to_sparse, or after to_dense"
+            )
+        if problem is not None:
+            error_msgs.append(f"{prefix}{problem}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _problem_with(self, values: Any, indices: Any, bias: Any) -> str | None:
+        """Why this checkpoint cannot be loaded, or ``None``: looked at before anything is copied."""
+        for key, tensor in (("values", values), ("indices", indices), ("bias", bias)):
+            own = getattr(self, key)
+            if tensor is not None and own is not None and tensor.shape != own.shape:
+                return f"{key} has shape {tuple(tensor.shape)} in the checkpoint, {tuple(own.shape)} here"
+        if (values is None) != (indices is None):
+            return "values and indices belong together: the checkpoint holds only one of them"
+        if indices is None or indices.is_meta or values.is_meta:
+            return None
+        return self._damage_in(values, indices)
+
+    def _damage_in(self, values: Tensor, indices: Tensor) -> str | None:
+        """What is illegal in a compressed weight of the right shape, or ``None``."""
+        if indices.dtype != torch.uint8:
+            return f"indices must be uint8, not {indices.dtype}"
+        where = _first_disorder(indices)
+        if where is not None:
+            return (
+                "indices are damaged: the two indices of a group must increase, but do not in "
+                f"row {where[0]}, group {where[1]}"
+            )
+        columns = ops.kept_columns(indices)
+        beyond = (self._padding_columns().to(columns.device)[columns] & (values != 0)).nonzero()
+        if len(beyond):
+            row, slot = (int(i) for i in beyond[0])
+            return f"values holds a non-zero in row {row}, column {int(columns[row, slot])}, which is padding"
+        return None
+
+    def _optional_repr(self) -> str:
+        parts = ["" if self.bias is not None else ", bias=False"]
+        if self.activation != "none":
+            parts.append(f", activation={self.activation!r}")
+        if self.values.dtype != torch.float32:
+            parts.append(f", dtype={self.values.dtype}")
+        return "".join(parts)
+
+    def _refuse_activation(self, dense: str) -> None:
+        if self.activation != "none":
+            raise ValueError(
+                f"this {type(self).__name__} fuses activation={self.activation!r}, which {dense} cannot "
+                'hold: set module.activation = "none" and apply it after the layer'
+            )

@@ -1,0 +1,166 @@
+"""``SparseConv2d``: ``nn.Conv2d`` for inference, its 2:4 weight stored compressed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from . import grad
+from .compressed import CompressedModule, compress_matrix, wants_grad
+
+_conv2d = torch.ops.sparse24.conv2d.default
+
+
+class SparseConv2d(CompressedModule):
+    """Inference drop-in for ``nn.Conv2d``, 2:4 along the input channels of every kernel tap.
+
+    The weight [out, C, R, S] is compressed as the matrix [out, R*S*C4] with k ordered (r, s, c) and C4 =
+    in_channels / groups rounded up to 4: ``values`` [out, K/2] and ``indices`` uint8 [out, K/8] with
+    K = R*S*C4 rounded up to 8. A channels_last input gives a channels_last output.
+
+    Equivalent to ``activation(F.conv2d(input, self.weight, self.bias, ...))``.
+
+    Args:
+        in_channels ... dtype: as ``nn.Conv2d``, every padding and padding_mode included.
+        activation: "none", "relu", "gelu" or "gelu_tanh", fused into the product.
+
+    Raises:
+        ValueError: what ``nn.Conv2d`` refuses; an unknown activation; in forward, an input that is not
+            [N, in_channels, H, W] or [in_channels, H, W].
+        TypeError: another dtype.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        activation: str = "none",
+    ) -> None:
+        like = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device="meta",
+        )  # fmt: skip
+        columns = math.prod(like.kernel_size) * ops.round_up(in_channels // groups, 4)
+        super().__init__(out_channels, columns, bias=bias, activation=activation, device=device, dtype=dtype)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = like.kernel_size
+        self.stride = like.stride
+        self.padding = like.padding
+        self.dilation = like.dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self._set_padding(like)
+
+    def _set_padding(self, like: nn.Conv2d) -> None:
+        """Split the padding: what the kernel does itself, and what has to be written around the input."""
+        left, right, top, bottom = like._reversed_padding_repeated_twice
+        if isinstance(like.padding, tuple):  # as given, so that a negative one is refused as such
+            top = bottom = like.padding[0]
+            left = right = like.padding[1]
+        inside = self.padding_mode == "zeros" and left == right and top == bottom
+        self._kernel_padding = (top, left) if inside else (0, 0)
+        self._written_padding = None if inside else (left, right, top, bottom)
+        self._written_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, H, W] or [C, H, W], in the dtype of ``values``, as ``nn.Conv2d``."""
+        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"input must be [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W], "
+                f"not {tuple(input.shape)}"
+            )
+        if self._written_padding is not None:
+            input = F.pad(input, self._written_padding, self._written_mode)
+        if input.dim() == 3:
+            return self._product(input.unsqueeze(0)).squeeze(0)
+        return self._product(input)
+
+    def _product(self, input: Tensor) -> Tensor:
+        weight = self._operands()
+        product = grad.conv2d if torch.is_grad_enabled() and wants_grad(input, *weight) else _conv2d
+        output: Tensor = product(
+            input, *weight, self.kernel_size, self.stride, self._kernel_padding, self.dilation, self.groups,
+            self.activation,
+        )  # fmt: skip
+        return output
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight [out_channels, in_channels / groups, R, S], decompressed at every read: a copy."""
+        matrix = torch.ops.sparse24.decompress(self.values, self.indices)
+        return ops.conv_matrix_to_weight(matrix, self.in_channels // self.groups, self.kernel_size)
+
+    @classmethod
+    def from_dense(cls, module: nn.Conv2d, dtype: torch.dtype | None = None) -> SparseConv2d:
+        """Compress a pruned ``nn.Conv2d``; ``dtype`` casts it.
+
+        Raises:
+            TypeError: ``module`` is no ``nn.Conv2d``.
+            ValueError: its weight is not 2:4 along the input channels (row, tap and channels are named),
+                or has no data.
+        """
+        if not isinstance(module, nn.Conv2d):
+            raise TypeError(f"from_dense needs an nn.Conv2d, not {type(module).__name__}")
+        weight = module.weight
+        sparse = cls(**_conv_arguments(module), device=weight.device, dtype=dtype or weight.dtype)
+        _, channels, _, columns = weight.shape
+
+        def place(row: int, group: int) -> str:
+            tap, group = divmod(group, ops.round_up(channels, 4) // 4)
+            r, s = divmod(tap, columns)
+            last = min(4 * group + 3, channels - 1)
+            return f"row {row}, tap ({r}, {s}), channels {4 * group}-{last}"
+
+        matrix = ops.conv_weight_to_matrix(weight.detach())
+        sparse._fill(*compress_matrix(matrix, sparse.values.dtype, place, weight.shape), module.bias)
+        return sparse.train(module.training)
+
+    def to_dense(self) -> nn.Conv2d:
+        """The equal ``nn.Conv2d``, zeros included; its parameters require gradients, as new ones do.
+
+        Raises:
+            ValueError: an activation is fused, which ``nn.Conv2d`` cannot hold.
+        """
+        self._refuse_activation("nn.Conv2d")
+        dense = nn.Conv2d(**_conv_arguments(self), device="meta")
+        dense.weight = nn.Parameter(self.weight.detach())
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone())
+        return dense.train(self.training)
+
+    def _padding_columns(self) -> Tensor:
+        channels = self.in_channels // self.groups
+        column = torch.arange(2 * self.values.shape[1])
+        last = math.prod(self.kernel_size) * ops.round_up(channels, 4)
+        return (column % ops.round_up(channels, 4) >= channels) | (column >= last)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        parts.append(f"stride={self.stride}")
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        parts += [
+            f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default
+        ]
+        return ", ".join(parts) + self._optional_repr()
+
+
+def _conv_arguments(module: nn.Conv2d | SparseConv2d) -> dict[str, Any]:
+    """What both kinds of convolution are built from, device and dtype apart."""
+    shared = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    arguments = {name: getattr(module, name) for name in (*shared, "padding_mode")}
+    return arguments | {"bias": module.bias is not None}

@@ -1,0 +1,112 @@
+"""``SparseLinear``: ``nn.Linear`` for inference, its 2:4 weight stored compressed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from . import grad
+from .compressed import CompressedModule, compress_matrix, wants_grad
+
+
+class SparseLinear(CompressedModule):
+    """Inference drop-in for ``nn.Linear`` whose 2:4 weight is stored compressed.
+
+    ``values`` [out, K/2] in the weight's dtype and ``indices`` uint8 [out, K/8], with K = in_features
+    rounded up to 8, have one layout on every device, so a ``state_dict`` saved on a GPU loads on a CPU.
+    A new module holds zeros: fill it with :meth:`from_dense` or ``load_state_dict``. Inside torch's own
+    transformer layers let ``to_sparse`` place it: their fused path would read ``weight`` and run dense.
+
+    Equivalent to ``activation(F.linear(input, self.weight, self.bias))``.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``nn.Linear``; float32, float16 or bfloat16.
+        activation: "none", "relu", "gelu" or "gelu_tanh", fused into the product.
+
+    Raises:
+        ValueError: an unknown activation; in forward, an input whose last dim is not ``in_features``.
+        TypeError: another dtype.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        activation: str = "none",
+    ) -> None:
+        super().__init__(
+            out_features, in_features, bias=bias, activation=activation, device=device, dtype=dtype
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features], in the dtype of ``values``."""
+        if input.shape[-1:] != (self.in_features,):
+            raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
+        weight = self._operands()
+        product = grad.linear if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.linear
+        output: Tensor = product(input, *weight, self.activation)
+        return output
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight [out_features, in_features], decompressed at every read: a copy."""
+        matrix: Tensor = torch.ops.sparse24.decompress(self.values, self.indices)
+        return matrix[:, : self.in_features]
+
+    @classmethod
+    def from_dense(cls, module: nn.Linear, dtype: torch.dtype | None = None) -> SparseLinear:
+        """Compress a pruned ``nn.Linear``; ``dtype`` casts it.
+
+        Raises:
+            TypeError: ``module`` is no ``nn.Linear``.
+            ValueError: its weight is not 2:4 along the input features; row and group are named.
+        """
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"from_dense needs an nn.Linear, not {type(module).__name__}")
+        return cls.from_weight(module.weight, module.bias, dtype).train(module.training)
+
+    @classmethod
+    def from_weight(
+        cls, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> SparseLinear:
+        """Compress a 2:4 weight [out_features, in_features] and a bias [out_features].
+
+        Raises:
+            ValueError: the weight is not a matrix, not 2:4 along dim 1 (row and columns are named), or
+                has no data.
+        """
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be [out_features, in_features], not {tuple(weight.shape)}")
+        rows, columns = weight.shape
+        module = cls(columns, rows, bias is not None, weight.device, dtype or weight.dtype)
+
+        def place(row: int, group: int) -> str:
+            return f"row {row}, columns {4 * group}-{min(4 * group + 3, columns - 1)}"
+
+        module._fill(*compress_matrix(weight, module.values.dtype, place, weight.shape), bias)
+        return module
+
+    def to_dense(self) -> nn.Linear:
+        """The equal ``nn.Linear``, zeros included; its parameters require gradients, as new ones do.
+
+        Raises:
+            ValueError: an activation is fused, which ``nn.Linear`` cannot hold.
+        """
+        self._refuse_activation("nn.Linear")
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
+        dense.weight = nn.Parameter(self.weight.detach().contiguous())
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone())
+        return dense.train(self.training)
+
+    def _padding_columns(self) -> Tensor:
+        return torch.arange(2 * self.values.shape[1]) >= self.in_features
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}" + self._optional_repr()

@@ -1,0 +1,148 @@
+"""What the CUDA kernels of csrc/cuda do, by them or by torch: the module is there where the build found nvcc.
+
+Every function takes the stream's handle and queues its work there; torch's own operators use the current
+stream, which is the same one when an operator runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layout import kept_columns
+from ..registry import DTYPES, round_up
+
+if TYPE_CHECKING or find_spec("sparse24._CUDA") is not None:
+    from ... import _CUDA
+
+    BUILT = True
+else:
+    BUILT = False
+
+
+def _usable(tensor: Tensor) -> bool:
+    return BUILT and tensor.is_cuda
+
+
+def expand(values: Tensor, indices: Tensor, rows: int, cols: int, stream: int) -> Tensor:
+    """The dense weight [rows, cols] of a compressed one, zeros beyond its own rows and columns.
+
+    values [m, K/2] and indices uint8 [m, K/8]; rows >= m, cols >= K.
+    """
+    m, padded = values.shape[0], 2 * values.shape[1]
+    if _usable(values):
+        dense = values.new_empty(rows, cols)
+        _CUDA.expand(
+            values.data_ptr(), indices.data_ptr(), DTYPES[values.dtype], m, padded, dense.data_ptr(), rows,
+            cols, stream,
+        )  # fmt: skip
+        return dense
+    bits = values.view(torch.uint8) if values.element_size() == 1 else values  # fp8 does not scatter
+    dense = torch.zeros(rows, cols, dtype=bits.dtype, device=bits.device)
+    dense[:m].scatter_(1, kept_columns(indices), bits)
+    return dense.view(values.dtype)
+
+
+def im2col(
+    x: Tensor, first_channel: int, channels: int, kernel_size: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], out_size: Sequence[int], columns: int, stream: int,
+) -> Tensor:  # fmt: skip
+    """Patches of some channels of ``x`` as rows [N*oh*ow, columns], k ordered (r, s, c), zeros beyond.
+
+    Args:
+        x: [N, H, W, C], contiguous; every tap's channels are padded to a multiple of four.
+        columns: at least R*S*C4, and a multiple of 16 bytes.
+    """
+    r, s = kernel_size
+    c4 = round_up(channels, 4)
+    batch, height, width, all_channels = x.shape
+    tokens = batch * out_size[0] * out_size[1]
+    if _usable(x):
+        matrix = x.new_empty(tokens, columns)
+        _CUDA.im2col(
+            x.data_ptr(), matrix.data_ptr(), x.element_size(), (batch, height, width, all_channels),
+            (first_channel, channels), (*kernel_size, *stride, *padding, *dilation), columns, columns,
+            (0, tokens), stream,
+        )  # fmt: skip
+        return matrix
+    bits = x.view(torch.uint8) if x.element_size() == 1 else x
+    part = bits[..., first_channel : first_channel + channels]
+    part = F.pad(part, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    n, h, w, c = part.stride()
+    windows = part.as_strided(
+        (batch, *out_size, r, s, channels),
+        (n, h * stride[0], w * stride[1], h * dilation[0], w * dilation[1], c),
+        part.storage_offset(),
+    )
+    matrix = bits.new_zeros(tokens, columns)
+    taps = matrix[:, : r * s * c4].view(batch, *out_size, r, s, c4)
+    taps[..., :channels] = windows
+    return matrix.view(x.dtype)
+
+
+def quantize_per_token(x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    """int8 [n, k] and float32 scale [n] = absmax / 127 of the rows of ``x``, rounding half to even.
+
+    A row whose absmax is below 127 * 2^-126 counts as zeros, with scale 1; one that holds NaN or Inf gives
+    zeros and scale NaN, so that its product is NaN.
+    """
+    n, k = x.shape
+    if _usable(x):
+        out = torch.empty(n, k, dtype=torch.int8, device=x.device)
+        scale = torch.empty(n, dtype=torch.float32, device=x.device)
+        _CUDA.quantize_per_token(
+            x.data_ptr(), DTYPES[x.dtype], n, k, x.stride(0), out.data_ptr(), k, scale.data_ptr(), stream
+        )
+        return out, scale
+    rows = x.float()
+    absmax = rows.abs().amax(1) if k else rows.new_zeros(n)
+    finite = absmax.isfinite()
+    tiny = absmax < 127 * torch.finfo(torch.float32).tiny
+    zeros = (tiny | ~finite).unsqueeze(1)
+    scaled = rows * (127 / absmax).unsqueeze(1)
+    out = scaled.masked_fill(zeros, 0).round().to(torch.int8)
+    scale = (absmax / 127).masked_fill(tiny, 1).masked_fill(~finite, float("nan"))
+    return out, scale
+
+
+def mask24(weight: Tensor, stream: int) -> Tensor:
+    """2:4 magnitude mask, bool, of a contiguous CUDA weight [rows, cols] along its columns."""
+    mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    rows, cols = weight.shape
+    _CUDA.mask24(weight.data_ptr(), DTYPES[weight.dtype], rows, cols, mask.data_ptr(), stream)
+    return mask
+
+
+def prune24_(weight: Tensor, stream: int) -> Tensor:
+    """:func:`mask24`, and the weight's pruned values zeroed in the same pass."""
+    mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    rows, cols = weight.shape
+    _CUDA.prune24(weight.data_ptr(), DTYPES[weight.dtype], rows, cols, mask.data_ptr(), stream)
+    return mask
+
+
+def transposable_mask(weight: Tensor, stream: int) -> Tensor:
+    """Best of 90 per 4x4 tile, bool, of a contiguous CUDA weight [rows, cols], both multiples of four."""
+    mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    rows, cols = weight.shape
+    _CUDA.transposable_mask(weight.data_ptr(), DTYPES[weight.dtype], rows, cols, mask.data_ptr(), stream)
+    return mask
+
+
+def compress(weight: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+    """values, indices and the first crowded group (int64, on the device; maximal: none) of [rows, cols]."""
+    rows, cols = weight.shape
+    padded = round_up(cols, 8)
+    values = weight.new_empty(rows, padded // 2)
+    indices = torch.empty(rows, padded // 8, dtype=torch.uint8, device=weight.device)
+    crowded = torch.full((), torch.iinfo(torch.int64).max, device=weight.device)
+    _CUDA.compress(
+        weight.data_ptr(), DTYPES[weight.dtype], rows, cols, weight.stride(0), values.data_ptr(),
+        indices.data_ptr(), crowded.data_ptr(), stream,
+    )  # fmt: skip
+    return values, indices, crowded

@@ -1,0 +1,151 @@
+"""The operators' CUDA kernels: the current stream of the input's device, and what cuda.py does with it.
+
+The only lines of the package that need a GPU to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import mask, scaled
+from ..layout import check_compressed, check_compressible
+from ..registry import library
+from . import device_kernels
+from . import products as cuda
+from .cusparselt import Stream
+
+
+def current_stream(tensor: Tensor) -> Stream:
+    """torch's current stream of the tensor's device."""
+    return Stream(tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
+def on_current_stream(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` with the current stream as its last argument, on the device of its first tensor."""
+
+    def run(tensor: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device(tensor.device):
+            return kernel(tensor, *rest, stream=current_stream(tensor))
+
+    return run
+
+
+def _linear(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, activation: str = "none", *,
+    stream: Stream,
+) -> Tensor:  # fmt: skip
+    return cuda.linear(input, values, indices, bias, activation, stream)
+
+
+def _conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
+    groups: int = 1, activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    window = cuda.Window(kernel_size, stride, padding, dilation, groups)
+    return cuda.conv2d(input, values, indices, bias, window, activation, stream)
+
+
+def _scaled_linear(
+    input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
+    out_dtype: torch.dtype, activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    return cuda.scaled_linear(input, values, indices, scale, bias, out_dtype, activation, stream)
+
+
+def _scaled_conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
+    out_dtype: torch.dtype, kernel_size: Sequence[int], stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
+    activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    window = cuda.Window(kernel_size, stride, padding, dilation, groups)
+    return cuda.scaled_conv2d(
+        input, values, indices, scale, bias, out_dtype, window, activation, stream
+    )  # fmt: skip
+
+
+def _quantize_per_token(input: Tensor, *, stream: Stream) -> tuple[Tensor, Tensor]:
+    return scaled.quantize_per_token(input, stream.handle)
+
+
+def _fits_mask_kernel(weight: Tensor, n: int, m: int, dim: int) -> bool:
+    return (
+        device_kernels.BUILT
+        and (n, m) == (2, 4)
+        and weight.dtype in mask.MASK_DTYPES
+        and weight.dim() > 0
+        and dim in (-1, weight.dim() - 1)
+        and weight.is_contiguous()
+    )
+
+
+def _nm_mask(weight: Tensor, n: int, m: int, dim: int, *, stream: Stream) -> Tensor:
+    if not _fits_mask_kernel(weight, n, m, dim):
+        return mask.nm_mask_torch(weight, n, m, dim)
+    rows = weight.shape[:-1].numel()
+    return device_kernels.mask24(weight.view(rows, -1), stream.handle).view(weight.shape)
+
+
+def _prune_(weight: Tensor, n: int, m: int, dim: int, *, stream: Stream) -> Tensor:
+    if not _fits_mask_kernel(weight, n, m, dim):
+        return mask.prune_torch_(weight, n, m, dim)
+    if not weight.is_inference():
+        torch.autograd.graph.increment_version(weight)
+    rows = weight.shape[:-1].numel()
+    return device_kernels.prune24_(weight.detach().view(rows, -1), stream.handle).view(weight.shape)
+
+
+def _transposable_mask(weight: Tensor, *, stream: Stream) -> Tensor:
+    if not device_kernels.BUILT or weight.dtype not in mask.MASK_DTYPES:
+        return mask.transposable_mask_torch(weight)
+    mask.check_transposable(weight)
+    return device_kernels.transposable_mask(weight.contiguous(), stream.handle)
+
+
+def _compress(weight: Tensor, *, stream: Stream) -> tuple[Tensor, Tensor]:
+    check_compressible(weight)
+    if not device_kernels.BUILT:
+        values, indices = torch.ops.sparse24.compress(weight.cpu())
+        return values.to(weight.device), indices.to(weight.device)
+    *lead, cols = weight.shape
+    matrix = weight.detach().reshape(weight.shape[:-1].numel(), cols).contiguous()
+    values, indices, crowded = device_kernels.compress(matrix, stream.handle)
+    first = int(crowded)
+    if first != torch.iinfo(torch.int64).max:
+        row, group = divmod(first, values.shape[1] // 2)
+        raise ValueError(
+            f"not 2:4: row {row}, group {group} (columns {4 * group} to {4 * group + 3}) holds more than two "
+            "non-zero weights; prune to at most 2 of every 4 first"
+        )
+    return values.view(*lead, -1), indices.view(*lead, -1)
+
+
+def _decompress(values: Tensor, indices: Tensor, *, stream: Stream) -> Tensor:
+    check_compressed(values, indices)
+    rows, half = values.shape[:-1].numel(), values.shape[-1]
+    dense = device_kernels.expand(
+        values.detach().reshape(rows, half).contiguous(), indices.reshape(rows, half // 4).contiguous(),
+        rows, 2 * half, stream.handle,
+    )  # fmt: skip
+    return dense.view(*values.shape[:-1], 2 * half)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "linear": _linear,
+    "conv2d": _conv2d,
+    "scaled_linear": _scaled_linear,
+    "scaled_conv2d": _scaled_conv2d,
+    "quantize_per_token": _quantize_per_token,
+    "nm_mask": _nm_mask,
+    "prune_": _prune_,
+    "transposable_mask": _transposable_mask,
+    "compress": _compress,
+    "decompress": _decompress,
+}
+for _name, _kernel in KERNELS.items():
+    library.impl(_name, on_current_stream(_kernel), "CUDA")
