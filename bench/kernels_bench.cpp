@@ -60,16 +60,20 @@ std::vector<float> normals(std::int64_t count) {
   return out;
 }
 
-// The panels of a pruned Gaussian weight [m, k].
-Aligned packed_weight(std::int64_t m, std::int64_t k, int threads) {
+// A pruned Gaussian weight [m, k], compressed.
+struct Compressed {
+  Aligned values, indices;
+  Weight weight;
+};
+
+Compressed compressed_weight(std::int64_t m, std::int64_t k, int threads) {
   auto w = normals(m * k);
   nm_prune(w.data(), DType::kFloat32, m, k, 1, 2, 4, nullptr, threads);
-  std::vector<float> values(static_cast<std::size_t>(m * k / 2));
-  std::vector<std::uint8_t> indices(static_cast<std::size_t>(m * k / 8));
-  compress(w.data(), DType::kFloat32, m, k, k, values.data(), indices.data());
-  Aligned panels = allocate(panels_bytes(m, k));
-  pack(values.data(), indices.data(), DType::kFloat32, m, k, panels.get());
-  return panels;
+  Compressed out{allocate(m * k / 2 * 4), allocate(m * k / 8), {}};
+  auto* indices = reinterpret_cast<std::uint8_t*>(out.indices.get());
+  compress(w.data(), DType::kFloat32, m, k, k, out.values.get(), indices);
+  out.weight = {out.values.get(), indices, DType::kFloat32, m, k};
+  return out;
 }
 
 volatile std::uint32_t sink;
@@ -135,14 +139,15 @@ void bench_masks(int threads) {
 
 void bench_linear(int threads) {
   for (const auto& [m, k] : kLinearShapes) {
-    const Aligned panels = packed_weight(m, k, threads);
+    const Compressed w = compressed_weight(m, k, threads);
     for (const std::int64_t n : kLinearTokens) {
       const auto x = normals(n * k);
       std::vector<float> y(static_cast<std::size_t>(n * m));
       const double operations = 2.0 * static_cast<double>(n * m * k);
       double peak = 0;
-      std::vector<std::function<void()>> calls = {
-          [&] { linear({panels.get(), x.data(), nullptr, y.data(), n, m, k, k, Activation::kNone, threads}); }};
+      std::vector<std::function<void()>> calls = {[&] {
+        linear({w.weight, DType::kFloat32, x.data(), nullptr, y.data(), n, m, k, k, Activation::kNone, threads});
+      }};
 #if defined(__x86_64__)
       const auto rounds = static_cast<std::int64_t>(operations / 2 / 160 / threads) + 1;
       calls.push_back([&] {
@@ -163,22 +168,24 @@ void bench_linear(int threads) {
 
 void bench_decode(int threads) {
   for (const auto& [m, k] : kLinearShapes) {
-    const std::int64_t bytes = panels_bytes(m, k), copies = kColdBytes / bytes + 1;
-    std::vector<Aligned> weights, rivals;
+    const std::int64_t bytes = m * k / 2 * 4 + m * k / 8, copies = kColdBytes / bytes + 1;
+    std::vector<Compressed> weights;
+    std::vector<Aligned> rivals;
     for (std::int64_t i = 0; i < copies; ++i) {
-      weights.push_back(packed_weight(m, k, threads));
+      weights.push_back(compressed_weight(m, k, threads));
       rivals.push_back(allocate(bytes));
       std::fill_n(reinterpret_cast<unsigned char*>(rivals.back().get()), bytes, static_cast<unsigned char>(1));
     }
     const auto x = normals(k);
     std::vector<float> y(static_cast<std::size_t>(m));
     std::size_t at = 0, rival = 0;
-    const auto t = medians({[&] {
-                              const std::byte* panels = weights[at++ % weights.size()].get();
-                              linear({panels, x.data(), nullptr, y.data(), 1, m, k, k, Activation::kNone, threads});
-                            },
-                            [&] { read_all(rivals[rival++ % rivals.size()].get(), bytes / 4, threads); }},
-                           81);
+    const auto t = medians(
+        {[&] {
+           const Weight& weight = weights[at++ % weights.size()].weight;
+           linear({weight, DType::kFloat32, x.data(), nullptr, y.data(), 1, m, k, k, Activation::kNone, threads});
+         },
+         [&] { read_all(rivals[rival++ % rivals.size()].get(), bytes / 4, threads); }},
+        81);
     std::printf("{\"table\": \"decode\", \"m\": %ld, \"k\": %ld, \"gb_s\": %.4g, \"of_read\": %.4g}\n",
                 static_cast<long>(m), static_cast<long>(k), static_cast<double>(bytes) / t[0] / 1e9, t[1] / t[0]);
   }

@@ -12,6 +12,8 @@ namespace py = pybind11;
 using namespace sparse24;
 
 void bind_cusparselt(py::module_& m);  // cusparselt/bindings.cpp
+void bind_machine(py::module_& m);     // cpu/bindings.cpp
+void bind_calls(py::module_& m);       // bindings_calls.cpp
 
 namespace {
 
@@ -24,6 +26,14 @@ T* at(Address address) {
 
 DType dtype_of(int code) { return static_cast<DType>(code); }
 
+// (values, indices, dtype, rows, padded)
+using WeightArguments = std::tuple<Address, Address, int, std::int64_t, std::int64_t>;
+
+Weight weight_of(const WeightArguments& a) {
+  return {at<void>(std::get<0>(a)), at<std::uint8_t>(std::get<1>(a)), dtype_of(std::get<2>(a)), std::get<3>(a),
+          std::get<4>(a)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -33,7 +43,6 @@ PYBIND11_MODULE(_C, m) {
 
   bind_cusparselt(m);
   m.def("cpu_isa", &cpu_isa);
-  m.def("panels_bytes", &panels_bytes, py::arg("rows"), py::arg("padded"));
   m.def(
       "compress",
       [](Address dense, int dtype, std::int64_t rows, std::int64_t cols, Address values, Address indices) {
@@ -71,59 +80,54 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("weight"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("mask"), py::arg("threads"),
       free_gil);
-  m.def(
-      "pack",
-      [](Address values, Address indices, int dtype, std::int64_t rows, std::int64_t padded, std::int64_t groups,
-         Address panels) {
-        const std::int64_t each = rows / groups;
-        const std::int64_t bytes = panels_bytes(each, padded), size = dtype_of(dtype) == DType::kFloat32 ? 4 : 2;
-        for (std::int64_t group = 0; group < groups; ++group) {
-          pack(at<std::byte>(values) + group * each * padded / 2 * size,
-               at<std::uint8_t>(indices) + group * each * padded / 8, dtype_of(dtype), each, padded,
-               at<std::byte>(panels) + group * bytes);
-        }
-      },
-      py::arg("values"), py::arg("indices"), py::arg("dtype"), py::arg("rows"), py::arg("padded"), py::arg("groups"),
-      py::arg("panels"), free_gil);
+  m.def("cpu_isas", [] {
+    std::vector<std::pair<std::string, std::string>> all;
+    for (const CpuIsa& isa : cpu_isas()) all.emplace_back(isa.name, isa.problem);
+    return all;
+  });
   m.def(
       "linear",
-      [](Address panels, Address x, Address bias, Address y, std::int64_t n, std::int64_t m, std::int64_t k,
+      [](const WeightArguments& weight, int dtype, Address x, Address bias, Address y, std::int64_t n, std::int64_t k,
          std::int64_t x_stride, int activation, int threads) {
-        linear({at<void>(panels), at<float>(x), at<float>(bias), at<float>(y), n, m, k, x_stride,
+        const Weight w = weight_of(weight);
+        linear({w, dtype_of(dtype), at<void>(x), at<void>(bias), at<void>(y), n, w.rows, k, x_stride,
                 static_cast<Activation>(activation), threads});
       },
-      py::arg("panels"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("n"), py::arg("m"), py::arg("k"),
+      py::arg("weight"), py::arg("dtype"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("n"), py::arg("k"),
       py::arg("x_stride"), py::arg("activation"), py::arg("threads"), free_gil);
   m.def(
       "conv2d",
-      [](Address panels, Address x, Address bias, Address y, const std::array<std::int64_t, 5>& shape,
-         const std::array<std::int64_t, 9>& window, bool channels_last, int activation, int threads) {
-        const auto [batch, in_channels, height, width, out_channels] = shape;
+      [](const WeightArguments& weight, int dtype, Address x, Address bias, Address y,
+         const std::array<std::int64_t, 4>& shape, const std::array<std::int64_t, 9>& window, bool channels_last,
+         int activation, int threads) {
+        const auto [batch, in_channels, height, width] = shape;
         const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = window;
-        const Conv2d args{at<void>(panels),
-                          at<float>(x),
-                          at<float>(bias),
-                          at<float>(y),
-                          batch,
-                          in_channels,
-                          height,
-                          width,
-                          out_channels,
-                          r,
-                          s,
-                          stride_h,
-                          stride_w,
-                          pad_h,
-                          pad_w,
-                          dilation_h,
-                          dilation_w,
-                          groups,
-                          channels_last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
-                          static_cast<Activation>(activation),
-                          threads};
-        py::gil_scoped_release free;
-        conv2d(args);
+        const Weight w = weight_of(weight);
+        conv2d({w,
+                dtype_of(dtype),
+                at<void>(x),
+                at<void>(bias),
+                at<void>(y),
+                batch,
+                in_channels,
+                height,
+                width,
+                w.rows,
+                r,
+                s,
+                stride_h,
+                stride_w,
+                pad_h,
+                pad_w,
+                dilation_h,
+                dilation_w,
+                groups,
+                channels_last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
+                static_cast<Activation>(activation),
+                threads});
       },
-      py::arg("panels"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("shape"), py::arg("window"),
-      py::arg("channels_last"), py::arg("activation"), py::arg("threads"));
+      py::arg("weight"), py::arg("dtype"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("shape"),
+      py::arg("window"), py::arg("channels_last"), py::arg("activation"), py::arg("threads"), free_gil);
+  bind_machine(m);
+  bind_calls(m);
 }

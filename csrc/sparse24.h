@@ -54,36 +54,50 @@ void nm_prune(void* weight, DType dtype, std::int64_t outer, std::int64_t length
 void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                        int threads);
 
-// ---- products on the CPU: fp32, weight packed into panels for the chosen instruction set ----
+// ---- products on the CPU ----
 
-// "avx512", "avx2", "neon" or "scalar": the best that the machine runs, or SPARSE24_CPU_ISA.
+// The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("avx512",
+// "avx2", "neon" or "scalar"). Throws InvalidArgument where that names none, or one that cannot run here.
 std::string cpu_isa();
 
-std::int64_t panels_bytes(std::int64_t rows, std::int64_t padded);
+// All that this build has, best first, and why one cannot run here (empty: it can).
+struct CpuIsa {
+  std::string name, problem;
+};
+std::vector<CpuIsa> cpu_isas();
 
-// values and indices in canonical layout (fp32, fp16 or bf16 values); panels 64-byte aligned.
-void pack(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
-          void* panels);
+// A weight in the canonical layout, which the kernels read as it lies: nothing is packed, so nothing goes
+// stale. padded is a multiple of 8.
+struct Weight {
+  const void* values;  // [rows, padded/2], kFloat32, kFloat16 or kBFloat16
+  const std::uint8_t* indices;
+  DType dtype;  // of values
+  std::int64_t rows, padded;
+};
 
-// y [n, m] = activation(x [n, k] W^T + bias). x rows have x_stride elements between them.
+// y [n, m] = activation(x [n, k] W^T + bias). x rows have x_stride elements between them. Sums are float32.
+// Throws InvalidArgument, after the product, when the two indices of a group do not increase; y then holds
+// no result.
 struct Linear {
-  const void* panels;
-  const float* x;
-  const float* bias;  // null: none
-  float* y;
+  Weight weight;  // [m, k rounded up to 8]
+  DType dtype;    // of x, bias and y: kFloat32, or the weight's
+  const void* x;
+  const void* bias;  // null: none
+  void* y;
   std::int64_t n, m, k, x_stride;
   Activation activation;
-  int threads;
+  int threads;  // at most; fewer where they do not pay. Results do not depend on it
 };
 void linear(const Linear& args);
 
 // y = activation(conv2d(x, W) + bias), W [out_channels, R*S*C] with k ordered (r, s, c), the C
-// input channels of a group padded to a multiple of 4. x and y have the same memory format.
+// input channels of a group padded to a multiple of 4. x and y have the same memory format. Throws as linear.
 struct Conv2d {
-  const void* panels;  // of groups * (out_channels / groups) rows, packed group by group
-  const float* x;
-  const float* bias;
-  float* y;
+  Weight weight;
+  DType dtype;
+  const void* x;
+  const void* bias;
+  void* y;
   std::int64_t batch, in_channels, height, width, out_channels;
   std::int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   std::int64_t groups;

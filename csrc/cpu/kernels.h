@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../sparse24.h"
+#include "machine.h"
 
 namespace sparse24::cpu {
 
@@ -20,16 +21,18 @@ struct Mask24 {
 
 struct Kernels {
   const char* name;
-  bool (*runs_here)();
-  std::int64_t panel_rows;           // rows of a panel block: the lanes of its Vec
+  const char* (*why_not)();          // why it cannot run here; empty: it can
   void (*mask24_32)(const Mask24&);  // weights of 32 bits
   void (*mask24_16)(const Mask24&);  // weights of 16 bits, fp16 and bf16 alike
   void (*transposable_mask)(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                             int threads);
-  void (*pack)(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
-               void* panels);
-  void (*linear)(const Linear&);
-  void (*conv2d)(const Conv2d&);
+  // The products, of float32 x, bias and y and any weight. False: the indices of a group do not increase,
+  // and y holds no result.
+  bool (*linear)(const Linear&, const Tuning&);
+  bool (*conv2d)(const Conv2d&, const Tuning&);
+  // fp16 or bf16 to float32 and back, rounding to nearest even.
+  void (*widen)(const void* from, DType dtype, std::int64_t count, float* to);
+  void (*narrow)(const float* from, DType dtype, std::int64_t count, void* to);
 };
 
 namespace scalar {
@@ -45,13 +48,16 @@ namespace neon {
 extern const Kernels kernels;
 }
 
-// Columns of a panel block: 64 columns hold 32 kept weights, 8 quads of 4, 2 metadata words.
-constexpr std::int64_t kBlockCols = 64;
-constexpr std::int64_t kBlockKept = 32;
-constexpr std::int64_t kBlockQuads = 8;
+// Weights of 16 bits, as types: kernels are written once for all weights and choose their loads by them.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
 
 // Memory of the calling thread that grows and is reused: 64-byte aligned, contents undefined.
-enum class Scratch { kTile, kSums, kInput, kCount };
+enum class Scratch { kTile, kSums, kInput, kWideInput, kWideOutput, kCount };
 float* scratch(Scratch which, std::int64_t floats);
 
 // Threads to use for a region: the wish, or 1 in a forked child, where the OpenMP pool is gone.

@@ -1,11 +1,12 @@
-"""The compiled extension (csrc/bindings.cpp, csrc/cusparselt/bindings.cpp).
+"""The compiled extension (csrc/bindings.cpp, bindings_calls.cpp, cpu/bindings.cpp, cusparselt/bindings.cpp).
 
 Pointers are addresses; ops has checked every argument.
 
 ``dtype`` and ``activation`` are the values of the enums in csrc/sparse24.h; a mask or bias of address 0
-is absent. ``shape`` is (batch, in_channels, height, width, out_channels) and ``window`` (kernel, stride,
-padding, dilation: height and width of each; groups). All but the first two let go of the interpreter
-lock while they run.
+is absent. ``weight`` is (values, indices, dtype, rows, padded), ``shape`` (batch, in_channels, height, width)
+and ``window`` (kernel, stride, padding, dilation: height and width of each; groups). Products and masks let
+go of the interpreter lock while they run. ``call_linear`` and ``call_conv2d`` take tensors, and return a
+tensor or ``NotImplemented``, having done nothing.
 
 What begins with ``cusparselt_`` is the C++ API of that name in csrc/sparse24.h. ``stream`` is a cudaStream_t;
 sizes are (blob, compress buffer, workspace) in bytes; ``batches`` is (count, stride of x, stride of y);
@@ -13,12 +14,12 @@ sizes are (blob, compress buffer, workspace) in bytes; ``batches`` is (count, st
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 class Error(RuntimeError):
     """A backend that failed or is missing."""
 
 def cpu_isa() -> str: ...
-def panels_bytes(rows: int, padded: int) -> int: ...
 def compress(dense: int, dtype: int, rows: int, cols: int, values: int, indices: int) -> None: ...
 def expand(values: int, indices: int, dtype: int, rows: int, padded: int, dense: int) -> None: ...
 def nm_mask(
@@ -28,21 +29,21 @@ def nm_prune(
     weight: int, dtype: int, outer: int, length: int, inner: int, n: int, m: int, mask: int, threads: int
 ) -> None: ...
 def transposable_mask(weight: int, dtype: int, rows: int, cols: int, mask: int, threads: int) -> None: ...
-def pack(values: int, indices: int, dtype: int, rows: int, padded: int, groups: int, panels: int) -> None: ...
 def linear(
-    panels: int,
+    weight: tuple[int, int, int, int, int],
+    dtype: int,
     x: int,
     bias: int,
     y: int,
     n: int,
-    m: int,
     k: int,
     x_stride: int,
     activation: int,
     threads: int,
 ) -> None: ...
 def conv2d(
-    panels: int,
+    weight: tuple[int, int, int, int, int],
+    dtype: int,
     x: int,
     bias: int,
     y: int,
@@ -52,6 +53,25 @@ def conv2d(
     activation: int,
     threads: int,
 ) -> None: ...
+def call_linear(
+    input: Any, values: Any, indices: Any, bias: Any, activation: str, in_features: int, /
+) -> Any: ...
+def call_conv2d(
+    input: Any,
+    values: Any,
+    indices: Any,
+    bias: Any,
+    activation: str,
+    window: tuple[int, ...],
+    in_channels: int,
+    /,
+) -> Any: ...
+def cpu_isas() -> list[tuple[str, str]]: ...
+def machine() -> dict[str, Any]: ...
+def amx_problem() -> str: ...
+def describe_amx(cpu: bool, saved: bool, error: int) -> str: ...
+def tuning() -> dict[str, Any]: ...
+def set_tuning(**fields: int) -> None: ...
 
 class Algorithm:
     """How cuSPARSELt computes a product; 0, 0, 0, -1: the library's defaults."""

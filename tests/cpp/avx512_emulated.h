@@ -1,4 +1,4 @@
-// The AVX-512 intrinsics that csrc/cpu/avx512.cpp uses, in plain C++, so that its logic is tested on
+// The AVX-512 intrinsics that csrc/cpu/lanes/avx512.cpp uses, in plain C++, so that its logic is tested on
 // machines without them. Forced in front of that file by -include; semantics from Intel's guide.
 #pragma once
 
@@ -85,16 +85,54 @@ inline I512 srlv_epi32(I512 a, I512 n) {
       [&](int i) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) >> n.lane[i]); });
 }
 inline F512 castsi512_ps(I512 v) { return recast<F512>(v); }
-inline F512 broadcast_f32x4(__m128 quad) {
-  float q[4];
-  _mm_storeu_ps(q, quad);
-  return each<F512>([&](int i) { return q[i % 4]; });
+inline I512 castps_si512(F512 v) { return recast<I512>(v); }
+inline I512 and_si512(I512 a, I512 b) {
+  return each<I512>([&](int i) { return a.lane[i] & b.lane[i]; });
+}
+inline I512 set_epi32(int p, int o, int n, int m, int l, int k, int j, int i, int h, int g, int f, int e, int d, int c,
+                      int b, int a) {
+  return I512{{a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p}};
+}
+inline I512 cvtepu16_epi32(__m256i halves) {
+  std::uint16_t h[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(h), halves);
+  return each<I512>([&](int i) { return h[i]; });
+}
+inline __m256i cvtepi32_epi16(I512 v) {
+  std::uint16_t h[16];
+  for (int i = 0; i < 16; ++i) h[i] = static_cast<std::uint16_t>(v.lane[i]);
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(h));
+}
+// By the eight-lane instructions, which machines with F16C have.
+inline F512 cvtph_ps(__m256i halves) {
+  F512 out;
+  _mm256_storeu_ps(out.lane, _mm256_cvtph_ps(_mm256_castsi256_si128(halves)));
+  _mm256_storeu_ps(out.lane + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)));
+  return out;
+}
+inline __m256i cvtps_ph(F512 v, int) {
+  const __m128i low = _mm256_cvtps_ph(_mm256_loadu_ps(v.lane), _MM_FROUND_TO_NEAREST_INT);
+  const __m128i high = _mm256_cvtps_ph(_mm256_loadu_ps(v.lane + 8), _MM_FROUND_TO_NEAREST_INT);
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+// Only the comparison for NaN is used.
+inline Mask16 cmp_ps_mask(F512 a, F512 b, int) {
+  Mask16 mask = 0;
+  for (int i = 0; i < 16; ++i) mask = static_cast<Mask16>(mask | (std::isnan(a.lane[i]) || std::isnan(b.lane[i])) << i);
+  return mask;
+}
+inline I512 mask_mov_epi32(I512 other, Mask16 mask, I512 v) {
+  return each<I512>([&](int i) { return mask >> i & 1 ? v.lane[i] : other.lane[i]; });
 }
 inline F512 permute_ps(F512 v, int control) {
   return each<F512>([&](int i) { return v.lane[i / 4 * 4 + (control >> (2 * (i % 4)) & 3)]; });
 }
 inline F512 permutevar_ps(F512 v, I512 control) {
   return each<F512>([&](int i) { return v.lane[i / 4 * 4 + (control.lane[i] & 3)]; });
+}
+inline F512 mask_permutevar_ps(F512 other, Mask16 mask, F512 v, I512 control) {
+  const F512 permuted = permutevar_ps(v, control);
+  return each<F512>([&](int i) { return mask >> i & 1 ? permuted.lane[i] : other.lane[i]; });
 }
 inline F512 unpacklo_ps(F512 a, F512 b) {
   return each<F512>([&](int i) { return (i % 2 ? b : a).lane[i / 4 * 4 + i % 4 / 2]; });
@@ -165,7 +203,18 @@ inline F512 mask_i32gather_ps(F512 other, Mask16 mask, I512 at, const float* p, 
 #define _mm512_srli_epi32 emulated::srli_epi32
 #define _mm512_srlv_epi32 emulated::srlv_epi32
 #define _mm512_castsi512_ps emulated::castsi512_ps
-#define _mm512_broadcast_f32x4 emulated::broadcast_f32x4
+#define _mm512_castps_si512 emulated::castps_si512
+#define _mm512_and_si512 emulated::and_si512
+#define _mm512_set_epi32 emulated::set_epi32
+#define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
+#define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
+#define _mm512_cvtph_ps emulated::cvtph_ps
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph emulated::cvtps_ph
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask emulated::cmp_ps_mask
+#define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
+#define _mm512_mask_permutevar_ps emulated::mask_permutevar_ps
 #undef _mm512_permute_ps
 #define _mm512_permute_ps emulated::permute_ps
 #define _mm512_permutevar_ps emulated::permutevar_ps

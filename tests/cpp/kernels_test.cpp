@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -79,30 +78,66 @@ class Guarded {
   std::vector<float> memory_;
 };
 
-struct Packed {
-  std::vector<std::byte> memory;
-  void* panels;
+// A weight in the canonical layout, in memory of its own size: reading beyond it is an error that a
+// sanitizer sees.
+struct Compressed {
+  std::vector<std::byte> values;
+  std::vector<std::uint8_t> indices;
+  Weight weight;
 };
 
-// Canonical form of a weight [rows, cols], packed by `kernels` in `groups` runs of rows.
-Packed packed(const cpu::Kernels& kernels, const std::vector<float>& w, std::int64_t rows, std::int64_t cols,
-              std::int64_t groups = 1) {
-  const std::int64_t padded = round_up(cols, 8);
-  std::vector<float> values(static_cast<std::size_t>(rows * padded / 2));
-  std::vector<std::uint8_t> indices(static_cast<std::size_t>(rows * padded / 8));
-  compress(w.data(), DType::kFloat32, rows, cols, cols, values.data(), indices.data());
-  const std::int64_t each = rows / groups;
-  const std::int64_t bytes = round_up(each, kernels.panel_rows) *
-                             (round_up(padded, cpu::kBlockCols) / cpu::kBlockCols) * (cpu::kBlockKept * 4 + 8);
-  Packed out{std::vector<std::byte>(static_cast<std::size_t>(bytes * groups + 64)), nullptr};
-  void* start = out.memory.data();
-  std::size_t space = out.memory.size();
-  out.panels = std::align(64, static_cast<std::size_t>(bytes * groups), start, space);
-  for (std::int64_t g = 0; g < groups; ++g) {
-    kernels.pack(values.data() + g * each * padded / 2, indices.data() + g * each * padded / 8, DType::kFloat32, each,
-                 padded, static_cast<std::byte*>(out.panels) + g * bytes);
-  }
+float from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// A float32 as the next one towards zero that has 16 bits less: exact in bf16, and in fp16 once cut to 10 bits.
+float cut(float value, DType dtype) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return dtype == DType::kFloat32 ? value : from_bits(bits & (dtype == DType::kBFloat16 ? 0xffff0000u : 0xffffe000u));
+}
+
+std::uint16_t half_bits(float value, DType dtype) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (dtype == DType::kBFloat16) return static_cast<std::uint16_t>(bits >> 16);
+  if (std::abs(value) < 0x1p-14f)
+    return static_cast<std::uint16_t>((bits >> 16 & 0x8000u) | static_cast<std::uint32_t>(std::abs(value) * 0x1p24f));
+  return static_cast<std::uint16_t>((bits >> 16 & 0x8000u) | ((bits & 0x7fffffffu) - 0x38000000u) >> 13);
+}
+
+// Cuts w to what dtype holds (fp16 has no numbers below 2^-24), and compresses it.
+Compressed compressed(std::vector<float>& w, DType dtype, std::int64_t rows, std::int64_t cols) {
+  const std::int64_t padded = round_up(cols, 8), bytes = dtype == DType::kFloat32 ? 4 : 2;
+  for (float& value : w) value = cut(std::abs(value) < 0x1p-10f ? 0.0f : value, dtype);
+  std::vector<std::uint16_t> halves(w.size());
+  for (std::size_t i = 0; i < w.size(); ++i) halves[i] = dtype == DType::kFloat32 ? 0 : half_bits(w[i], dtype);
+  Compressed out{std::vector<std::byte>(static_cast<std::size_t>(rows * padded / 2 * bytes)),
+                 std::vector<std::uint8_t>(static_cast<std::size_t>(rows * padded / 8)),
+                 {}};
+  const void* dense = dtype == DType::kFloat32 ? static_cast<const void*>(w.data()) : halves.data();
+  compress(dense, dtype, rows, cols, cols, out.values.data(), out.indices.data());
+  out.weight = {out.values.data(), out.indices.data(), dtype, rows, padded};
   return out;
+}
+
+DType any_dtype() {
+  return pick({0, 1, 2}) == 0 ? DType::kFloat32 : pick({0, 1}) == 0 ? DType::kFloat16 : DType::kBFloat16;
+}
+
+// Constants of some machine: every one is legal, and none may change a result.
+cpu::Tuning any_tuning() {
+  return {"any",
+          static_cast<int>(pick({0, 1, 4, 8})),
+          static_cast<int>(pick({1, 2, 4})),
+          static_cast<int>(pick({0, 512})),
+          static_cast<int>(pick({0, 2048})),
+          static_cast<int>(pick({1, 3, 9, 20})),
+          static_cast<int>(pick({32, 64})),
+          static_cast<int>(pick({0, 8})),
+          pick({4096, 300 << 10})};
 }
 
 double activated(double v, Activation activation) {
@@ -128,13 +163,25 @@ void test_linear(const cpu::Kernels& kernels) {
   const std::int64_t n = pick({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 31, 64, 113, 260}),
                      stride = k + pick({0, 0, 1, 7});
   const Activation activation = any_activation();
-  const auto w = sparse_weight(m, k), x = normals(n * stride), bias = normals(m);
+  const DType dtype = any_dtype();
+  auto w = sparse_weight(m, k);
+  const auto x = normals(n * stride), bias = normals(m);
   const bool with_bias = pick({0, 1}) != 0;
-  const Packed weight = packed(kernels, w, m, k);
+  const Compressed weight = compressed(w, dtype, m, k);
   Guarded y(n * m);
-  kernels.linear({weight.panels, x.data(), with_bias ? bias.data() : nullptr, y.data(), n, m, k, stride, activation,
-                  static_cast<int>(pick({1, 2, 3}))});
-  bool ok = y.intact();
+  Linear args{weight.weight,
+              DType::kFloat32,
+              x.data(),
+              with_bias ? bias.data() : nullptr,
+              y.data(),
+              n,
+              m,
+              k,
+              stride,
+              activation,
+              static_cast<int>(pick({1, 2, 3}))};
+  const cpu::Tuning tuning = any_tuning();
+  bool ok = kernels.linear(args, tuning) && y.intact();
   for (std::int64_t t = 0; t < n; ++t) {
     for (std::int64_t row = 0; row < m; ++row) {
       double sum = with_bias ? bias[static_cast<std::size_t>(row)] : 0.0;
@@ -144,8 +191,76 @@ void test_linear(const cpu::Kernels& kernels) {
       ok = ok && near(y.data()[t * m + row], activated(sum, activation), k);
     }
   }
-  expect(ok, message(kernels.name, " linear n ", n, " m ", m, " k ", k, " stride ", stride, " activation ",
-                     static_cast<int>(activation), " bias ", with_bias));
+  const std::string what = message(kernels.name, " linear n ", n, " m ", m, " k ", k, " stride ", stride, " dtype ",
+                                   static_cast<int>(dtype), " activation ", static_cast<int>(activation), " bias ",
+                                   with_bias, " few ", tuning.few_tokens, " streams ", tuning.streams);
+  expect(ok, what);
+
+  // Threads and tiles change no bit.
+  std::vector<float> before(y.data(), y.data() + y.size());
+  args.threads = static_cast<int>(pick({1, 2, 3, 5}));
+  cpu::Tuning other = tuning;
+  other.vectors = static_cast<int>(pick({1, 2, 9})), other.streams = static_cast<int>(pick({1, 2, 4}));
+  other.tile_cols = static_cast<int>(pick({32, 64})), other.sums_bytes = pick({4096, 100000});
+  kernels.linear(args, other);
+  expect(std::memcmp(before.data(), y.data(), before.size() * sizeof(float)) == 0, "the same bits: " + what);
+}
+
+// One group anywhere whose indices do not increase is noticed, whatever the way and the threads.
+void test_disorder(const cpu::Kernels& kernels) {
+  const std::int64_t m = pick({1, 5, 33, 130}), k = pick({4, 8, 40, 64, 136, 264}), n = pick({1, 2, 5, 9, 40});
+  auto w = sparse_weight(m, k);
+  const auto x = normals(n * k);
+  Compressed weight = compressed(w, any_dtype(), m, k);
+  std::vector<float> y(static_cast<std::size_t>(n * m));
+  const Linear args{weight.weight,
+                    DType::kFloat32,
+                    x.data(),
+                    nullptr,
+                    y.data(),
+                    n,
+                    m,
+                    k,
+                    k,
+                    Activation::kNone,
+                    static_cast<int>(pick({1, 2, 3}))};
+  const std::size_t at = std::uniform_int_distribution<std::size_t>(0, weight.indices.size() - 1)(rng);
+  const int group = static_cast<int>(pick({0, 4})), first = static_cast<int>(pick({0, 1, 2, 3}));
+  const int second = static_cast<int>(pick({0, 1, 2, 3}));
+  weight.indices[at] =
+      static_cast<std::uint8_t>((weight.indices[at] & ~(15 << group)) | (first | second << 2) << group);
+  expect(kernels.linear(args, any_tuning()) == (first < second),
+         message(kernels.name, " indices ", first, ", ", second, " of m ", m, " k ", k, " n ", n));
+}
+
+// Widening is exact; narrowing rounds to nearest even, and keeps NaN and Inf what they are.
+void test_halves(const cpu::Kernels& kernels) {
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    std::vector<std::uint16_t> all(1 << 16), back(1 << 16);
+    std::vector<float> wide(1 << 16);
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint16_t>(i);
+    kernels.widen(all.data(), dtype, 1 << 16, wide.data());
+    kernels.narrow(wide.data(), dtype, 1 << 16, back.data());
+    const unsigned inf = dtype == DType::kFloat16 ? 0x7c00 : 0x7f80;
+    bool ok = true;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const bool nan = (i & 0x7fff) > inf;
+      ok = ok && (nan ? std::isnan(wide[i]) && (back[i] & 0x7fffu) > inf : back[i] == i);
+    }
+    for (std::size_t i = 0; (i & 0x7fff) < inf && i + 1 < all.size(); i += 7) {  // between neighbours
+      if (((i + 1) & 0x7fff) > inf) continue;
+      const double low = wide[i],
+                   high = (i + 1) % 0x8000 == inf ? (dtype == DType::kFloat16 ? 65536.0 : 0x1p128) : wide[i + 1];
+      for (const double part : {0.25, 0.5, 0.75}) {
+        const float between = static_cast<float>(low + part * (high - low));
+        std::uint16_t got;
+        kernels.narrow(&between, dtype, 1, &got);
+        const std::size_t even = i % 2 == 0 ? i : i + 1;
+        ok = ok && got == (part < 0.5 ? i : part > 0.5 ? i + 1 : even);
+      }
+    }
+    expect(ok, message(kernels.name, " 16 bits, dtype ", static_cast<int>(dtype)));
+  }
 }
 
 std::int64_t out_size(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t pad,
@@ -181,11 +296,12 @@ void test_conv(const cpu::Kernels& kernels) {
                                  : ((n * a.in_channels + ch) * a.height + y) * a.width + xx;
     return double{x[static_cast<std::size_t>(at)]};
   };
-  const Packed weight = packed(kernels, w, a.out_channels, k, groups);
+  const Compressed weight = compressed(w, any_dtype(), a.out_channels, k);
   Guarded y(a.batch * a.out_channels * out_h * out_w);
-  a.panels = weight.panels, a.x = x.data(), a.bias = with_bias ? bias.data() : nullptr, a.y = y.data();
-  kernels.conv2d(a);
-  bool ok = y.intact();
+  a.weight = weight.weight, a.dtype = DType::kFloat32, a.x = x.data(), a.y = y.data();
+  a.bias = with_bias ? bias.data() : nullptr;
+  const bool in_order = kernels.conv2d(a, any_tuning());
+  bool ok = in_order && y.intact();
   for (std::int64_t n = 0; n < a.batch; ++n) {
     for (std::int64_t out = 0; out < a.out_channels; ++out) {
       for (std::int64_t oy = 0; oy < out_h; ++oy) {
@@ -324,10 +440,10 @@ void test_format() {
 int main() {
   std::vector<const cpu::Kernels*> all = {&cpu::scalar::kernels};
 #if defined(__x86_64__)
-  if (cpu::avx2::kernels.runs_here()) {
+  if (*cpu::avx2::kernels.why_not() == 0) {
     all.push_back(&cpu::avx2::kernels);
 #if !defined(SPARSE24_EMULATE_AVX512)
-    if (cpu::avx512::kernels.runs_here())
+    if (*cpu::avx512::kernels.why_not() == 0)
 #endif
       all.push_back(&cpu::avx512::kernels);
   }
@@ -338,10 +454,12 @@ int main() {
     test_format();
     for (const cpu::Kernels* kernels : all) {
       test_linear(*kernels);
+      test_disorder(*kernels);
       test_conv(*kernels);
       test_mask<std::uint32_t>(*kernels, kernels->mask24_32, "32");
       test_mask<std::uint16_t>(*kernels, kernels->mask24_16, "16");
       if (round < 5) test_transposable(*kernels);
+      if (round == 0) test_halves(*kernels);
     }
   }
   std::printf("kernels:");

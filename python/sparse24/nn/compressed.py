@@ -115,7 +115,7 @@ class CompressedModule(nn.Module):
             self.bias.copy_(bias)
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """values, indices, bias, past ``Module.__getattr__``, which takes a microsecond for each."""
+        """values, indices, bias."""
         parameters: Any = self._parameters
         return parameters["values"], self._buffers["indices"], parameters["bias"]  # type: ignore[return-value]
 

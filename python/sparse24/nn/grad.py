@@ -102,11 +102,9 @@ def linear(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, 
 
 
 def conv2d(
-    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, kernel_size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str,
-) -> Tensor:  # fmt: skip
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str, window: ops.Window
+) -> Tensor:
     """``torch.ops.sparse24.conv2d``, differentiable once in input, values and bias."""
-    output: Tensor = _Conv2d.apply(  # type: ignore[no-untyped-call]
-        input, values, indices, bias, kernel_size, stride, padding, dilation, groups
-    )
+    geometry = (window[0:2], window[2:4], window[4:6], window[6:8], window[8])
+    output: Tensor = _Conv2d.apply(input, values, indices, bias, *geometry)  # type: ignore[no-untyped-call]
     return ops.activate(output, activation)

@@ -7,7 +7,8 @@ gives shapes to ``torch.compile`` and ``torch.export``. Arguments are checked he
 
 from __future__ import annotations
 
-from .conv2d import conv2d_torch
+from .. import _C
+from .conv2d import Window, conv2d, conv2d_torch
 from .cuda import operators as operators  # registers
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, kept_columns
 from .linear import linear, linear_torch
@@ -15,10 +16,18 @@ from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
 from .product import activate
 from .registry import ACTIVATIONS, Error, cpu_isa, names_of, round_up
 
+#: The short way to a product: a tensor, or ``NotImplemented`` where the operator has to be asked.
+call_linear = _C.call_linear
+call_conv2d = _C.call_conv2d
+
 __all__ = [
     "ACTIVATIONS",
     "Error",
+    "Window",
     "activate",
+    "call_conv2d",
+    "call_linear",
+    "conv2d",
     "conv2d_torch",
     "conv_matrix_to_weight",
     "conv_weight_to_matrix",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from torch.library import register_fake
 
 from .. import _C
 from .layout import conv_matrix_to_weight
-from .panels import pack_panels, panels_of
-from .product import activate, check_product
-from .registry import ACTIVATION_CODES, TAGS, library, round_up, under_autocast
+from .product import activate, check_product, weight_arguments
+from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
+
+#: kernel_size, stride, padding and dilation, two numbers each, and groups.
+Window = tuple[int, int, int, int, int, int, int, int, int]
 
 library.define(
     "conv2d(Tensor input, Tensor values, Tensor indices, Tensor? bias, SymInt[2] kernel_size, "
@@ -102,31 +104,48 @@ def _conv2d_cpu(
     check_conv2d(input, values, indices, bias, kernel_size, stride, padding, dilation, groups, activation)
     channels_last = is_channels_last(input)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = input.to(torch.float32).contiguous(memory_format=layout)
-    batch, channels, height, width = x.shape
-    out_channels = values.shape[0]
+    x = input.contiguous(memory_format=layout)
+    weight, operands = weight_arguments(values, indices)
+    bias = None if bias is None else bias.contiguous()
     out_size = conv_out_size(input, kernel_size, stride, padding, dilation)
-    output = torch.empty((batch, out_channels, *out_size), dtype=torch.float32, memory_format=layout)
-    bias32 = None if bias is None else bias.to(torch.float32).contiguous()
-    panels = panels_of(values, indices, groups)
-    if panels is None:
-        panels = pack_panels(values, indices, groups)
+    shape = (input.shape[0], values.shape[0], *out_size)
+    output = torch.empty(shape, dtype=input.dtype, memory_format=layout)
     _C.conv2d(
-        panels.address, x.data_ptr(), 0 if bias32 is None else bias32.data_ptr(), output.data_ptr(),
-        (batch, channels, height, width, out_channels),
-        (*kernel_size, *stride, *padding, *dilation, groups),
-        channels_last, ACTIVATION_CODES[activation], torch.get_num_threads(),
+        weight, DTYPES[input.dtype], x.data_ptr(), 0 if bias is None else bias.data_ptr(), output.data_ptr(),
+        tuple(x.shape), (*kernel_size, *stride, *padding, *dilation, groups), channels_last,
+        ACTIVATION_CODES[activation], torch.get_num_threads(),
     )  # fmt: skip
-    return output.to(input.dtype)
+    del operands
+    return output
+
+
+def conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str, window: Window
+) -> Tensor:
+    """``torch.ops.sparse24.conv2d``, past the dispatcher where nobody listens to it and all is plain.
+
+    Args:
+        window: kernel_size, stride, padding and dilation, two numbers each, and groups.
+    """
+    if not torch.compiler.is_compiling():
+        channels = input.shape[1] if input.dim() == 4 else 0
+        output = _C.call_conv2d(input, values, indices, bias, activation, window, channels)
+        if output is not NotImplemented:
+            return output
+    return _dispatched(
+        input, values, indices, bias, window[0:2], window[2:4], window[4:6], window[6:8], window[8], activation
+    )
 
 
 library.impl("conv2d", conv2d_torch, "CompositeExplicitAutograd")
 library.impl("conv2d", _conv2d_cpu, "CPU")
 
 
+_dispatched: Callable[..., Tensor] = torch.ops.sparse24.conv2d.default
+
 for _device in ("cpu", "cuda"):
     library.impl(
-        "conv2d", under_autocast(torch.ops.sparse24.conv2d.default, _device), f"Autocast{_device.upper()}"
+        "conv2d", under_autocast(_dispatched, _device), f"Autocast{_device.upper()}"
     )
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import check_compressed
-from .registry import ACTIVATIONS, names_of
+from .registry import ACTIVATIONS, DTYPES, names_of
 
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,6 +41,15 @@ def check_product(
         bias is None or bias.shape == (values.shape[0],),
         lambda: f"bias must be [{values.shape[0]}], not {tuple(bias.shape) if bias is not None else None}",
     )
+
+
+def weight_arguments(
+    values: Tensor, indices: Tensor
+) -> tuple[tuple[int, int, int, int, int], tuple[Tensor, Tensor]]:
+    """A checked weight as the extension takes it, and the tensors that must live while it does."""
+    operands = values.contiguous(), indices.contiguous()
+    addresses = operands[0].data_ptr(), operands[1].data_ptr()
+    return (*addresses, DTYPES[values.dtype], values.shape[0], 2 * values.shape[1]), operands
 
 
 def activate(output: Tensor, activation: str) -> Tensor:

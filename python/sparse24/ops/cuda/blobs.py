@@ -16,13 +16,20 @@ from torch import Tensor
 
 from ... import _C
 from ..layout import kept_columns
-from ..panels import weight_state
 from ..registry import Error
 from . import device_kernels
 from .cusparselt import Product, Stream
 
 #: Blobs kept for a weight: tuned token counts may want different algorithms, and each is a copy.
 BLOBS_OF_A_WEIGHT = 2
+
+
+def weight_state(values: Tensor, indices: Tensor) -> tuple[int, ...]:
+    """What changes when a weight is moved or written to: what was derived from it is then void."""
+    try:
+        return values.data_ptr(), indices.data_ptr(), values._version, indices._version
+    except RuntimeError:  # inference tensors keep no version: they must not be written to
+        return values.data_ptr(), indices.data_ptr()
 
 
 class Plan(NamedTuple):

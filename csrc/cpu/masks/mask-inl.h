@@ -4,6 +4,8 @@
 //     greater (-1 or 0), add, both (and), all(value), ties<R>, store_mask
 // Magnitudes order as integers; NaN lies above Inf. One code serves fp16 and bf16.
 
+#pragma once
+
 // How many of the other three of its group each lane beats, as minus that number. Lane i meets lane
 // (i + R) % 4; where that is a later lane a tie is a win, and ties<R> holds -1 there.
 template <typename L>

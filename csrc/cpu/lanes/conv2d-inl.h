@@ -1,9 +1,12 @@
-// Convolution with pixels in lanes: implicit im2col into the tiles of gemm-inl.h. Included once per
-// instruction set, inside its namespace.
+// Convolution with pixels in lanes: implicit im2col into the tiles of many_tokens-inl.h.
 //
 // Tokens are the flattened output pixels (image, oy, ox); k = (tap, channel), the channels of a tap
 // padded to a multiple of four. A tile is filled tap by tap: from channels_last by rows of channels,
 // as in a linear layer; from contiguous inputs by runs of pixels of one channel.
+#pragma once
+
+#include "linear-inl.h"
+#include "many_tokens-inl.h"
 
 // Output pixels of one tile: where each one's window starts in the input. y and x may lie in the padding.
 struct Pixels {
@@ -18,9 +21,14 @@ struct Pixels {
 
 struct ConvShape {
   const Conv2d& a;
+  const float *x, *bias;
+  float* y;
   std::int64_t out_h, out_w, pixels, channels, padded_channels, k, rows;
   explicit ConvShape(const Conv2d& args)
       : a(args),
+        x(static_cast<const float*>(args.x)),
+        bias(static_cast<const float*>(args.bias)),
+        y(static_cast<float*>(args.y)),
         out_h((args.height + 2 * args.pad_h - args.dilation_h * (args.kernel_h - 1) - 1) / args.stride_h + 1),
         out_w((args.width + 2 * args.pad_w - args.dilation_w * (args.kernel_w - 1) - 1) / args.stride_w + 1),
         pixels(args.batch * out_h * out_w),
@@ -55,7 +63,7 @@ struct ChannelRows {
     const std::int64_t dy = tap / s.a.kernel_w * s.a.dilation_h, dx = tap % s.a.kernel_w * s.a.dilation_w;
     for (std::int64_t i = 0; i < lanes; ++i) {
       const std::int64_t y = pixels.y[i] + dy, x = pixels.x[i] + dx;
-      const float* row = s.a.x + ((pixels.image[i] * s.a.height + y) * s.a.width + x) * s.a.in_channels;
+      const float* row = s.x + ((pixels.image[i] * s.a.height + y) * s.a.width + x) * s.a.in_channels;
       rows[i] = pixels.inside(i, dy, dx, s.a) ? row + group * s.channels : zeros;
     }
   }
@@ -88,7 +96,7 @@ struct PixelRuns {
     const std::int64_t plane = s.a.height * s.a.width;
     for (std::int64_t begin = 0; begin < lanes; begin += kLanes) {
       Vector& v = vectors_[begin / kLanes];
-      v.base = s.a.x + (pixels.image[begin] * s.a.in_channels + group * s.channels) * plane;
+      v.base = s.x + (pixels.image[begin] * s.a.in_channels + group * s.channels) * plane;
       const std::int64_t last = begin + kLanes - 1;
       const bool one_row = pixels.x[last] - pixels.x[begin] == kLanes - 1 && pixels.y[last] == pixels.y[begin] &&
                            pixels.image[last] == pixels.image[begin] && s.a.stride_w == 1;
@@ -171,90 +179,102 @@ static void write_planes(const ConvShape& s, const float* sums, std::int64_t str
     const std::int64_t image = (first + t) / plane, pixel = (first + t) % plane;
     const std::int64_t run = plane - pixel < tokens - t ? plane - pixel : tokens - t;
     for (std::int64_t row = 0; row < rows; ++row) {
-      const Vec bias = s.a.bias == nullptr ? zero() : broadcast(s.a.bias[top + row]);
+      const Vec bias = s.bias == nullptr ? zero() : broadcast(s.bias[top + row]);
       finish_row(sums + row * stride + t, bias, s.a.activation, run,
-                 s.a.y + (image * s.a.out_channels + top + row) * plane + pixel);
+                 s.y + (image * s.a.out_channels + top + row) * plane + pixel);
     }
     t += run;
   }
 }
 
-// Output rows (from a multiple of kLanes on) times tiles of pixels, of one group.
-template <typename Source>
-static void conv_part(const ConvShape& s, const TilePlan& plan, std::int64_t group, Range row_range, Range tile_range) {
-  const std::int64_t panel_rows = round_up(s.rows, kLanes);
-  const auto* panels = static_cast<const std::byte*>(s.a.panels) +
-                       group * panel_rows / kLanes * ((s.k + kBlockCols - 1) / kBlockCols) * kBlockBytes;
-  float* tile = scratch(Scratch::kTile, kTileCols * kMaxVectors * kLanes);
-  float* sums = scratch(Scratch::kSums, kSumRows * kMaxVectors * kLanes);
+// Output rows times tiles of pixels, of one group. The first tile's task looks at the indices.
+template <typename W, typename Source>
+static std::uint64_t conv_part(const ConvShape& s, const TilePlan& plan, std::int64_t ahead, std::int64_t group,
+                               Range row_range, Range tile_range) {
+  const Rows<W> weight = rows_of<W>(s.a.weight).from_row(group * s.rows);
+  float *tile = plan.tile(), *sums = plan.sums();
   float* zeros = scratch(Scratch::kInput, s.padded_channels);
   std::memset(zeros, 0, static_cast<std::size_t>(s.padded_channels) * sizeof(float));
   Pixels pixels;
   Source source;
+  std::uint64_t wrong = 0;
+  if (tile_range.begin == 0) {
+    wrong = disorder(weight.from_row(row_range.begin).indices, (row_range.end - row_range.begin) * weight.index_stride);
+  }
   for (std::int64_t t = tile_range.begin; t < tile_range.end; ++t) {
     const std::int64_t vectors = plan.first(t + 1) - plan.first(t), lanes = vectors * kLanes;
     const std::int64_t first = plan.first(t) * kLanes;
     const std::int64_t tokens = s.pixels - first < lanes ? s.pixels - first : lanes;
     locate_pixels(s, first, tokens, lanes, pixels);
-    const PanelTimesTile run = pick_panel_times_tile(vectors, std::make_integer_sequence<int, kMaxVectors>());
-    for (std::int64_t top = row_range.begin; top < row_range.end; top += kSumRows) {
-      const std::int64_t rows = row_range.end - top < kSumRows ? row_range.end - top : kSumRows;
+    const RowsRun run = pick_rows_run(vectors);
+    for (std::int64_t top = row_range.begin; top < row_range.end; top += plan.rows) {
+      const std::int64_t rows = row_range.end - top < plan.rows ? row_range.end - top : plan.rows;
       std::int64_t aimed = -1;
-      for (std::int64_t k = 0; k < s.k; k += kTileCols) {
-        for (std::int64_t at = 0; at < kTileCols;) {
+      for (std::int64_t k = 0; k < s.k; k += plan.cols) {
+        for (std::int64_t at = 0; at < plan.cols;) {
           const std::int64_t tap = (k + at) / s.padded_channels, channel = (k + at) % s.padded_channels;
           if (k + at >= s.k) {
-            std::memset(tile + at * lanes, 0, static_cast<std::size_t>((kTileCols - at) * lanes) * sizeof(float));
+            std::memset(tile + at * lanes, 0, static_cast<std::size_t>((plan.cols - at) * lanes) * sizeof(float));
             break;
           }
           if (tap != aimed) source.aim(s, pixels, lanes, tap, group, zeros);
           aimed = tap;
           const std::int64_t left = s.padded_channels - channel;
-          const std::int64_t count = left < kTileCols - at ? left : kTileCols - at;
+          const std::int64_t count = left < plan.cols - at ? left : plan.cols - at;
           source.pack(s, vectors, channel, count, tile + at * lanes);
           at += count;
         }
-        const std::byte* block = panels + (k / kBlockCols * panel_rows + top) / kLanes * kBlockBytes;
-        run(block, k / kTileCols % kTileParts, tile, sums, round_up(rows, kLanes), k == 0);
+        const std::int64_t quads = (s.a.weight.padded - k < plan.cols ? s.a.weight.padded - k : plan.cols) / 8;
+        weight_times_tile(run, weight.from_row(top).from_col(k), rows, quads, tile, lanes, sums, k == 0, ahead);
       }
       const std::int64_t row = group * s.rows + top;
       if (s.a.format == MemoryFormat::kContiguous) {
         write_planes(s, sums, lanes, first, tokens, row, rows);
       } else {
         float* y[kMaxVectors * kLanes];
-        for (std::int64_t i = 0; i < tokens; ++i) y[i] = s.a.y + (first + i) * s.a.out_channels + row;
-        write_transposed(sums, lanes, rows, tokens, s.a.bias == nullptr ? nullptr : s.a.bias + row, s.a.activation, y);
+        for (std::int64_t i = 0; i < tokens; ++i) y[i] = s.y + (first + i) * s.a.out_channels + row;
+        write_transposed(sums, lanes, rows, tokens, s.bias == nullptr ? nullptr : s.bias + row, s.a.activation, y);
       }
     }
   }
+  return wrong;
 }
 
-template <typename Source>
-static void conv_groups(const ConvShape& s) {
-  const int threads = usable_threads(s.a.threads);
-  const TilePlan plan(s.pixels, threads);
+template <typename W, typename Source>
+static bool conv_groups(const ConvShape& s, const Tuning& tuning) {
+  const int threads = paying_threads(s.a.threads, s.pixels * s.a.out_channels * (s.k / 2));
+  const TilePlan plan(tuning, s.pixels, threads);
   const Split split(s.rows, plan.tiles * s.a.groups, threads);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  std::uint64_t wrong = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1) reduction(| : wrong)
   for (std::int64_t task = 0; task < split.tasks(); ++task) {
     const Range tiles = split.tiles(task);
     for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
       const std::int64_t group = tile / plan.tiles, first = tile % plan.tiles;
-      conv_part<Source>(s, plan, group, split.rows(task), {first, first + 1});
+      wrong |= conv_part<W, Source>(s, plan, tuning.tile_prefetch, group, split.rows(task), {first, first + 1});
     }
   }
+  return wrong == 0;
 }
 
-static void conv2d_panels(const Conv2d& a) {
+template <typename W>
+static bool conv2d_as(const Conv2d& a, const Tuning& tuning) {
   const ConvShape s(a);
-  if (s.pixels == 0 || s.rows == 0) return;
   const bool pointwise = a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 && a.pad_h == 0 &&
                          a.pad_w == 0 && a.groups == 1;
-  if (a.format == MemoryFormat::kContiguous) {
-    conv_groups<PixelRuns>(s);
-  } else if (pointwise) {
-    linear_panels(
-        Linear{a.panels, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels, a.activation, a.threads});
-  } else {
-    conv_groups<ChannelRows>(s);
+  if (a.format == MemoryFormat::kContiguous) return conv_groups<W, PixelRuns>(s, tuning);
+  if (!pointwise) return conv_groups<W, ChannelRows>(s, tuning);
+  return linear_as<W>(Linear{a.weight, DType::kFloat32, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels,
+                             a.activation, a.threads},
+                      tuning);
+}
+
+static bool conv2d(const Conv2d& a, const Tuning& tuning) {
+  const ConvShape s(a);
+  if (s.pixels == 0 || s.rows == 0) return true;
+  switch (a.weight.dtype) {
+    case DType::kFloat16: return conv2d_as<Float16>(a, tuning);
+    case DType::kBFloat16: return conv2d_as<BFloat16>(a, tuning);
+    default: return conv2d_as<float>(a, tuning);
   }
 }

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace sparse24::cpu::neon {
 namespace {
@@ -14,15 +14,30 @@ namespace {
 using Vec = float32x4_t;
 constexpr std::int64_t kLanes = 4;
 
-// Twenty sums leave registers for loads in flight; a tile is 20 KB.
+// Twenty sums leave registers for loads in flight.
 constexpr std::int64_t kMaxVectors = 20;
-constexpr std::int64_t kTileCols = 64;
-constexpr std::int64_t kMaxFewTokens = 10;
 
 static inline Vec broadcast(float x) { return vdupq_n_f32(x); }
 static inline Vec zero() { return broadcast(0.0f); }
 static inline Vec load(const float* p) { return vld1q_f32(p); }
 static inline void store(float* p, Vec v) { vst1q_f32(p, v); }
+// Four numbers of 16 bits, widened and narrowed.
+static inline Vec load(const Float16* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
+}
+static inline Vec load(const BFloat16* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
+}
+static inline void store(Float16* p, Vec v) {
+  vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v)));
+}
+// To nearest, ties to even, by an integer addition that carries; NaN would carry too, and becomes 0x7fc0.
+static inline void store(BFloat16* p, Vec v) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(v), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint32x4_t even = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+  const uint32x4_t number = vceqq_f32(v, v);
+  vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(vbslq_u32(number, even, vdupq_n_u32(0x7fc00000)), 16));
+}
 static inline Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 static inline Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
 static inline Vec mul(Vec a, Vec b) { return vmulq_f32(a, b); }
@@ -64,22 +79,20 @@ static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
   d = vreinterpretq_f32_f64(vtrn2q_f64(ab1, cd1));
 }
 
-// Metadata of kLanes rows, a 32-bit word each. quad_index spreads the byte of one quad over its
-// word; select takes, per lane, the entry of the quad that slot S of the byte names.
-using Words = uint32x4_t;
-static inline Words load_words(const std::uint32_t* p) { return vld1q_u32(p); }
-static inline Words quad_index(Words words, int quad) {
-  const uint32x4_t byte = vandq_u32(vshlq_u32(words, vdupq_n_s32(-8 * quad)), vdupq_n_u32(0xFF));
-  return vmulq_u32(byte, vdupq_n_u32(0x01010101));
+// The indices of four kept values, as the bytes that a table look-up takes from `even` (lanes 0 and 1) and
+// `odd` (lanes 2 and 3).
+using Indices = uint8x16_t;
+static inline Indices load_indices(const std::uint8_t* p) {
+  const int32x4_t shifts = {0, -2, -4, -6};
+  const uint32x4_t first = {0x03020100, 0x03020100, 0x13121110, 0x13121110};
+  const uint32x4_t index = vandq_u32(vshlq_u32(vdupq_n_u32(*p), shifts), vdupq_n_u32(3));
+  return vreinterpretq_u8_u32(vmlaq_u32(first, index, vdupq_n_u32(0x04040404)));
 }
-template <int S>
-static inline Vec select(Vec quad, Words index) {
-  uint32x4_t at = index;
-  if constexpr (S == 0) at = vshlq_n_u32(index, 2);
-  if constexpr (S >= 2) at = vshrq_n_u32(index, 2 * S - 2);
-  at = vorrq_u32(vandq_u32(at, vdupq_n_u32(0x0C0C0C0C)), vdupq_n_u32(0x03020100));
-  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(quad), vreinterpretq_u8_u32(at)));
+static inline Vec pick(Vec even, Vec odd, Indices index) {
+  const uint8x16x2_t both = {{vreinterpretq_u8_f32(even), vreinterpretq_u8_f32(odd)}};
+  return vreinterpretq_f32_u8(vqtbl2q_u8(both, index));
 }
+static inline float sum(Vec v) { return vaddvq_f32(v); }
 
 // Lanes of p whose mask word is -1, zero elsewhere; memory under other lanes is not touched.
 static inline Vec load_masked(const float* p, const std::int32_t* lanes) {
@@ -182,16 +195,15 @@ struct Lanes16 {
   }
 };
 
-#include "kernels-inl.h"
-#include "mask-inl.h"
-#include "transposable-inl.h"
+#include "../masks/mask-inl.h"
+#include "../masks/transposable-inl.h"
+#include "products-inl.h"
 
-bool runs_here() { return true; }
+const char* why_not() { return ""; }
 
 }  // namespace
 
-const Kernels kernels = {"neon",          runs_here,       kLanes,
-                         mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         pack_panels,     linear_panels,   conv2d_panels};
+const Kernels kernels = {"neon", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
+                         linear, conv2d,  widen,           narrow};
 
 }  // namespace sparse24::cpu::neon

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace sparse24::cpu::avx512 {
 namespace {
@@ -14,15 +14,32 @@ namespace {
 using Vec = __m512;
 constexpr std::int64_t kLanes = 16;
 
-// The load ratio of AVX2 (fourteen sums to a weight) and a tile of 28 KB: half the columns.
+// Sums to a weight; ../machine.cpp says how many are used.
 constexpr std::int64_t kMaxVectors = 14;
-constexpr std::int64_t kTileCols = 32;
-constexpr std::int64_t kMaxFewTokens = 10;
 
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 static inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+// Sixteen numbers of 16 bits, widened and narrowed.
+static inline __m256i load_halves(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline Vec from_bfloat16(__m256i bits) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+static inline Vec load(const Float16* p) { return _mm512_cvtph_ps(load_halves(p)); }
+static inline Vec load(const BFloat16* p) { return from_bfloat16(load_halves(p)); }
+static inline void store(Float16* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// To nearest, ties to even, by an integer addition that carries; NaN would carry too, and becomes 0x7fc0.
+static inline void store(BFloat16* p, Vec v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i even = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i high = _mm512_srli_epi32(_mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc00000)), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+}
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -38,16 +55,13 @@ static inline Vec pow2(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 
-// A quad is four floats in every 128-bit part; splat takes one of them to all lanes.
-static inline Vec load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
-static inline Vec splat(Vec quad, int j) {
-  switch (j) {  // a constant where it is called
-    case 0: return _mm512_permute_ps(quad, 0x00);
-    case 1: return _mm512_permute_ps(quad, 0x55);
-    case 2: return _mm512_permute_ps(quad, 0xAA);
-    default: return _mm512_permute_ps(quad, 0xFF);
-  }
-}
+// Four neighbours, of which splat takes one to all lanes. Floats are broadcast from memory, one by one: a
+// permute would share its port with the multiply-adds.
+struct InMemory {
+  const float* p;
+};
+static inline InMemory load_quad(const float* p) { return {p}; }
+static inline Vec splat(InMemory quad, int j) { return broadcast(quad.p[j]); }
 // Part s of the vector: four floats of rows[4 s + J].
 template <int J>
 static inline Vec load_quads(const float* const* rows, std::int64_t offset) {
@@ -73,15 +87,23 @@ static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
   d = _mm512_shuffle_ps(ab1, cd1, 0xEE);
 }
 
-// Metadata of kLanes rows, a 32-bit word each. quad_index brings the byte of one quad to the low
-// end; select takes, per lane, the entry of its 128-bit quad that slot S of the byte names
-// (vpermilps reads the two low bits of a lane).
-using Words = __m512i;
-static inline Words load_words(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
-static inline Words quad_index(Words words, int quad) { return _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * quad)); }
-template <int S>
-static inline Vec select(Vec quad, Words index) {
-  return _mm512_permutevar_ps(quad, _mm512_srli_epi32(index, 2 * S));
+// The indices of sixteen kept values, one in the two low bits of each lane (vpermilps reads no more).
+using Indices = __m512i;
+static inline Indices load_indices(const std::uint8_t* p) {
+  int bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return _mm512_srlv_epi32(_mm512_set1_epi32(bits),
+                           _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0));
+}
+// In every 128-bit part two lanes of `even` and two of `odd`, by index.
+static inline Vec pick(Vec even, Vec odd, Indices index) {
+  return _mm512_mask_permutevar_ps(_mm512_permutevar_ps(even, index), 0xCCCC, odd, index);
+}
+static inline float sum(Vec v) {
+  __m128 four = _mm_add_ps(_mm_add_ps(_mm512_castps512_ps128(v), _mm512_extractf32x4_ps(v, 1)),
+                           _mm_add_ps(_mm512_extractf32x4_ps(v, 2), _mm512_extractf32x4_ps(v, 3)));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
 // Lanes of p whose mask word is -1, zero elsewhere; memory under other lanes is not touched.
@@ -95,24 +117,23 @@ static inline Vec load_lanes(const float* p, const std::int32_t* offsets) {
   return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, at, p, 4);
 }
 
-#include "kernels-inl.h"
+#include "products-inl.h"
 
-bool runs_here() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+const char* why_not() {
+  return machine().features.avx512 ? "" : "the CPU or the system has no AVX-512 F, BW, VL and DQ";
 }
 
 }  // namespace
 
 const Kernels kernels = {"avx512",
-                         runs_here,
-                         kLanes,
+                         why_not,
                          [](const Mask24& args) { avx2::kernels.mask24_32(args); },
                          [](const Mask24& args) { avx2::kernels.mask24_16(args); },
                          [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                             int threads) { avx2::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads); },
-                         pack_panels,
-                         linear_panels,
-                         conv2d_panels};
+                         linear,
+                         conv2d,
+                         widen,
+                         narrow};
 
 }  // namespace sparse24::cpu::avx512

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace sparse24::cpu::avx2 {
 namespace {
@@ -13,16 +13,34 @@ namespace {
 using Vec = __m256;
 constexpr std::int64_t kLanes = 8;
 
-// Nine sums cover the latency of the multiply-add. Fourteen, which the registers would hold, measured
-// no better on a quiet machine, and their tile fills a 32 KB L1 that another hyperthread may share:
-// with busy neighbours they were 10 % slower. This tile is 18 KB.
-constexpr std::int64_t kMaxVectors = 9;
-constexpr std::int64_t kTileCols = 64;
+// Sums that the registers hold beside a weight and an address; ../machine.cpp says how many are used.
+constexpr std::int64_t kMaxVectors = 13;
 
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 static inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+// Eight numbers of 16 bits, widened and narrowed.
+static inline Vec load(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline Vec load(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+static inline void store(Float16* p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// To nearest, ties to even, by an integer addition that carries; NaN would carry too, and becomes 0x7fc0.
+static inline void store(BFloat16* p, Vec v) {
+  const __m256i bits = _mm256_castps_si256(v),
+                odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i even = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(even, _mm256_set1_epi32(0x7fc00000), nan), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
@@ -69,32 +87,34 @@ static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
   d = _mm256_shuffle_ps(ab1, cd1, 0xEE);
 }
 
-// Metadata of kLanes rows, a 32-bit word each. quad_index spreads the byte of one quad over its
-// word; select takes, per lane, the entry of its 128-bit quad that slot S of the byte names.
-using Words = __m256i;
-static inline Words load_words(const std::uint32_t* p) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+// The indices of eight kept values, one in the two low bits of each lane (vpermilps reads no more).
+using Indices = __m256i;
+static inline Indices load_indices(const std::uint8_t* p) {
+  short bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return _mm256_srlv_epi32(_mm256_set1_epi16(bits), _mm256_set_epi32(14, 12, 10, 8, 6, 4, 2, 0));
 }
-static inline Words quad_index(Words words, int quad) {
-  const __m256i each = _mm256_set_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0, 0x0C0C0C0C, 0x08080808, 0x04040404, 0);
-  return _mm256_shuffle_epi8(words, _mm256_add_epi8(each, _mm256_set1_epi8(static_cast<char>(quad))));
+// In every 128-bit part two lanes of `even` and two of `odd`, by index.
+static inline Vec pick(Vec even, Vec odd, Indices index) {
+  return _mm256_blend_ps(_mm256_permutevar_ps(even, index), _mm256_permutevar_ps(odd, index), 0xCC);
 }
-template <int S>
-static inline Vec select(Vec quad, Words index) {
-  const __m256i at = S == 0 ? _mm256_slli_epi32(index, 2) : S == 1 ? index : _mm256_srli_epi32(index, 2 * S - 2);
-  const __m256i bytes =
-      _mm256_or_si256(_mm256_and_si256(at, _mm256_set1_epi32(0x0C0C0C0C)), _mm256_set1_epi32(0x03020100));
-  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_castps_si256(quad), bytes));
+static inline float sum(Vec v) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
+static inline __m256i load_words(const std::int32_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 // Lanes of p whose mask word is -1, zero elsewhere; memory under other lanes is not touched.
 static inline Vec load_masked(const float* p, const std::int32_t* lanes) {
-  return _mm256_maskload_ps(p, load_words(reinterpret_cast<const std::uint32_t*>(lanes)));
+  return _mm256_maskload_ps(p, load_words(lanes));
 }
 // p[offset] of every lane, zero where the offset is negative.
 static inline Vec load_lanes(const float* p, const std::int32_t* offsets) {
-  const Words at = load_words(reinterpret_cast<const std::uint32_t*>(offsets));
-  const Words inside = _mm256_cmpgt_epi32(at, _mm256_set1_epi32(-1));
+  const __m256i at = load_words(offsets);
+  const __m256i inside = _mm256_cmpgt_epi32(at, _mm256_set1_epi32(-1));
   return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, at, _mm256_castsi256_ps(inside), 4);
 }
 
@@ -190,18 +210,15 @@ struct Lanes16 {
   }
 };
 
-constexpr std::int64_t kMaxFewTokens = 10;
+#include "../masks/mask-inl.h"
+#include "../masks/transposable-inl.h"
+#include "products-inl.h"
 
-#include "kernels-inl.h"
-#include "mask-inl.h"
-#include "transposable-inl.h"
-
-bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+const char* why_not() { return machine().features.avx2 ? "" : "the CPU has no AVX2 with FMA and F16C"; }
 
 }  // namespace
 
-const Kernels kernels = {"avx2",          runs_here,       kLanes,
-                         mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         pack_panels,     linear_panels,   conv2d_panels};
+const Kernels kernels = {"avx2", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
+                         linear, conv2d,  widen,           narrow};
 
 }  // namespace sparse24::cpu::avx2

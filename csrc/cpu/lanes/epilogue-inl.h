@@ -1,4 +1,5 @@
-// Activations on a Vec. Included once per instruction set, inside its namespace.
+// Activations on a Vec.
+#pragma once
 
 // e^v by v = n ln 2 + r: 2^n times a Taylor polynomial on |r| <= ln 2 / 2 (2 ulp).
 static inline Vec exponential(Vec v) {

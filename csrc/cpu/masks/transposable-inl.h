@@ -9,6 +9,10 @@
 // Ties go to the first in the order of the tables below, on every instruction set alike; sums are
 // (upper row 0 + upper row 1) + (lower row 0 + lower row 1), each row lower column + higher column.
 
+#pragma once
+
+#include "../lanes/numbers-inl.h"
+
 struct Half {
   int count;          // which of the 19 column counts
   int first, second;  // pairs of the two rows

@@ -4,19 +4,19 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace sparse24::cpu::scalar {
 namespace {
 
 constexpr std::int64_t kLanes = 4;
 constexpr std::int64_t kMaxVectors = 8;
-constexpr std::int64_t kTileCols = 64;
-constexpr std::int64_t kMaxFewTokens = 10;
 
 struct Vec {
   float lane[4];
 };
+
+#include "numbers-inl.h"
 
 template <typename F>
 static inline Vec each(F f) {
@@ -27,6 +27,32 @@ static inline Vec broadcast(float x) { return Vec{{x, x, x, x}}; }
 static inline Vec zero() { return broadcast(0.0f); }
 static inline Vec load(const float* p) { return Vec{{p[0], p[1], p[2], p[3]}}; }
 static inline void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
+static inline Vec load(const Float16* p) {
+  return each([&](int i) { return to_float(p[i]); });
+}
+static inline Vec load(const BFloat16* p) {
+  return each([&](int i) { return to_float(p[i]); });
+}
+// To nearest, ties to even; NaN stays NaN.
+static inline std::uint16_t bfloat16_bits(float x) {
+  const std::uint32_t bits = float_to_bits(x);
+  return static_cast<std::uint16_t>(x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+static inline std::uint16_t float16_bits(float x) {
+  const std::uint32_t bits = float_to_bits(x), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (size >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520 and more round to Inf
+  if (size < 0x38800000u) {  // a subnormal: the sum's low bits are its units of 2^-24
+    return static_cast<std::uint16_t>(sign | (float_to_bits(bits_to_float(size) + 0.5f) - 0x3f000000u));
+  }
+  return static_cast<std::uint16_t>(sign | ((size - 0x38000000u + 0xfffu + (size >> 13 & 1)) >> 13));
+}
+static inline void store(Float16* p, Vec v) {
+  for (int i = 0; i < 4; ++i) p[i].bits = float16_bits(v.lane[i]);
+}
+static inline void store(BFloat16* p, Vec v) {
+  for (int i = 0; i < 4; ++i) p[i].bits = bfloat16_bits(v.lane[i]);
+}
 static inline Vec add(Vec a, Vec b) {
   return each([&](int i) { return a.lane[i] + b.lane[i]; });
 }
@@ -77,20 +103,17 @@ static inline void transpose4(Vec& a, Vec& b, Vec& c, Vec& d) {
   d = column(3);
 }
 
-// Metadata of kLanes rows, a 32-bit word each. quad_index takes the byte of one quad; select takes,
-// per lane, the entry of its quad that slot S of the byte names.
-struct Words {
-  std::uint32_t lane[4];
+// The indices of four kept values. pick takes two lanes of `even` and two of `odd`, by index.
+struct Indices {
+  int lane[4];
 };
-static inline Words load_words(const std::uint32_t* p) { return Words{{p[0], p[1], p[2], p[3]}}; }
-static inline Words quad_index(Words words, int quad) {
-  for (std::uint32_t& word : words.lane) word = word >> (8 * quad) & 0xFF;
-  return words;
+static inline Indices load_indices(const std::uint8_t* p) {
+  return Indices{{*p & 3, *p >> 2 & 3, *p >> 4 & 3, *p >> 6}};
 }
-template <int S>
-static inline Vec select(Vec quad, Words index) {
-  return each([&](int i) { return quad.lane[index.lane[i] >> (2 * S) & 3]; });
+static inline Vec pick(Vec even, Vec odd, Indices index) {
+  return each([&](int i) { return (i < 2 ? even : odd).lane[index.lane[i]]; });
 }
+static inline float sum(Vec v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
 
 // Lanes of p whose mask word is -1, zero elsewhere; memory under other lanes is not touched.
 static inline Vec load_masked(const float* p, const std::int32_t* lanes) {
@@ -176,16 +199,15 @@ struct Lanes {
 using Lanes32 = Lanes<std::uint32_t, std::int32_t>;
 using Lanes16 = Lanes<std::uint16_t, std::int16_t>;
 
-#include "kernels-inl.h"
-#include "mask-inl.h"
-#include "transposable-inl.h"
+#include "../masks/mask-inl.h"
+#include "../masks/transposable-inl.h"
+#include "products-inl.h"
 
-bool runs_here() { return true; }
+const char* why_not() { return ""; }
 
 }  // namespace
 
-const Kernels kernels = {"scalar",        runs_here,       kLanes,
-                         mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         pack_panels,     linear_panels,   conv2d_panels};
+const Kernels kernels = {"scalar", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
+                         linear,   conv2d,  widen,           narrow};
 
 }  // namespace sparse24::cpu::scalar

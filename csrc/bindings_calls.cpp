@@ -1,0 +1,334 @@
+// The short way to a product: one C call from a layer's forward to the kernel.
+//
+// Through torch's dispatcher a product costs several microseconds more than its kernel. call_linear and
+// call_conv2d read the tensors through DLPack's C table, which needs no header of torch, check them, and run;
+// or they answer NotImplemented, having done nothing, and the caller goes the long way round: when somebody
+// listens to the dispatcher (a mode, functorch, tracing, autocast, a profiler), when a gradient is wanted, when
+// a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
+// operator finds the words for that. Where torch has no such table (before 2.10) the answer is always that.
+
+#include <Python.h>
+#include <pybind11/gil_safe_call_once.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "dlpack.h"
+#include "error.h"
+#include "sparse24.h"
+
+namespace py = pybind11;
+using namespace sparse24;
+
+void bind_calls(py::module_& m);
+
+namespace {
+
+// What of torch is looked up once. Never released: it outlives the module.
+struct Torch {
+  const dlpack::ExchangeTable* table = nullptr;                                             // null: this torch has none
+  PyObject *tensor, *parameter;                                                             // types
+  PyObject *modes, *function_modes, *interpreters, *tracing, *autocast, *profiling, *grad;  // callables
+  PyObject *threads, *empty;
+  PyObject *cpu, *channels_last;                 // arguments
+  PyObject *is_neg, *new_empty, *requires_grad;  // names of methods and attributes
+  PyObject* memory_format_names;                 // ("dtype", "memory_format")
+  PyObject* dtypes[3];
+};
+
+PyObject* attribute(py::handle from, const char* name) { return py::object(from.attr(name)).release().ptr(); }
+
+Torch look_up() {
+  Torch t;
+  const py::module_ torch = py::module_::import("torch");
+  const py::object c = torch.attr("_C");
+  t.tensor = attribute(torch, "Tensor");
+  t.parameter = attribute(torch.attr("nn"), "Parameter");
+  t.modes = attribute(c, "_len_torch_dispatch_stack");
+  t.function_modes = attribute(c, "_len_torch_function_stack");
+  t.interpreters = attribute(c.attr("_functorch"), "peek_interpreter_stack");
+  t.tracing = attribute(c, "_is_tracing");
+  t.autocast = attribute(torch, "is_autocast_enabled");
+  t.profiling = attribute(c.attr("_autograd"), "_profiler_enabled");
+  t.grad = attribute(torch, "is_grad_enabled");
+  t.threads = attribute(torch, "get_num_threads");
+  t.empty = attribute(torch, "empty");
+  t.channels_last = attribute(torch, "channels_last");
+  t.cpu = PyUnicode_InternFromString("cpu");
+  t.is_neg = PyUnicode_InternFromString("is_neg");
+  t.new_empty = PyUnicode_InternFromString("new_empty");
+  t.requires_grad = PyUnicode_InternFromString("requires_grad");
+  t.memory_format_names = py::make_tuple("dtype", "memory_format").release().ptr();
+  t.dtypes[0] = attribute(torch, "float32");
+  t.dtypes[1] = attribute(torch, "float16");
+  t.dtypes[2] = attribute(torch, "bfloat16");
+  const py::object capsule = py::getattr(torch.attr("Tensor"), "__dlpack_c_exchange_api__", py::none());
+  if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
+    const auto* table =
+        static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (table->major == dlpack::kMajorVersion && table->view_of_object != nullptr) t.table = table;
+  }
+  return t;
+}
+
+// Once, whichever thread is first: the import may let go of the GIL, so no static of C++ guards it.
+const Torch& torch() {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Torch> found;
+  return found.call_once_and_store_result(look_up).get_stored();
+}
+
+// The truth of what a callable without arguments, or with one, answers. A Python error counts as true: the
+// long way will meet it again.
+bool says(PyObject* callable, PyObject* argument = nullptr) {
+  PyObject* arguments[] = {argument};
+  PyObject* answer = PyObject_Vectorcall(callable, arguments, argument != nullptr, nullptr);
+  if (answer == nullptr) {
+    PyErr_Clear();
+    return true;
+  }
+  const bool truth = answer == Py_True || (answer != Py_False && answer != Py_None && PyObject_IsTrue(answer) != 0);
+  Py_DECREF(answer);
+  return truth;
+}
+
+bool is_set(PyObject* tensor, PyObject* name) {
+  PyObject* answer = PyObject_GetAttr(tensor, name);
+  if (answer == nullptr) {
+    PyErr_Clear();
+    return true;
+  }
+  const bool truth = answer != Py_False;
+  Py_DECREF(answer);
+  return truth;
+}
+
+bool method_says(PyObject* tensor, PyObject* name) {
+  PyObject* answer = PyObject_CallMethodNoArgs(tensor, name);
+  if (answer == nullptr) {
+    PyErr_Clear();
+    return true;
+  }
+  const bool truth = answer != Py_False;
+  Py_DECREF(answer);
+  return truth;
+}
+
+// Whether anybody but us wants to see the call: the one test of torch's state.
+bool somebody_listens(const Torch& t) {
+  return says(t.modes) || says(t.function_modes) || says(t.interpreters) || says(t.tracing) ||
+         says(t.autocast, t.cpu) || says(t.profiling);
+}
+
+// A plain tensor's memory, shape and strides; false for anything else.
+bool view(const Torch& t, PyObject* object, dlpack::Tensor& out) {
+  if (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(t.tensor) &&
+      Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(t.parameter)) {
+    return false;
+  }
+  if (t.table->view_of_object(object, &out) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  if (out.device.type != dlpack::kCPU || out.dtype.lanes != 1) return false;
+  out.data = static_cast<char*>(out.data) + out.byte_offset;
+  std::int64_t numbers = 1;
+  for (int i = 0; i < out.ndim; ++i) numbers *= out.shape[i];
+  return out.data != nullptr || numbers == 0;  // storage that was freed or never made
+}
+
+bool floating(const dlpack::Tensor& x, DType& dtype) {
+  if (x.dtype.code == dlpack::kFloat && x.dtype.bits == 32) return dtype = DType::kFloat32, true;
+  if (x.dtype.code == dlpack::kFloat && x.dtype.bits == 16) return dtype = DType::kFloat16, true;
+  if (x.dtype.code == dlpack::kBfloat && x.dtype.bits == 16) return dtype = DType::kBFloat16, true;
+  return false;
+}
+
+bool contiguous(const dlpack::Tensor& x) {
+  if (x.strides == nullptr) return true;
+  std::int64_t expected = 1;
+  for (int i = x.ndim - 1; i >= 0; --i) {
+    if (x.shape[i] == 0) return true;
+    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
+    expected *= x.shape[i];
+  }
+  return true;
+}
+
+// [N, C, H, W] that lies as [N, H, W, C].
+bool channels_last(const dlpack::Tensor& x) {
+  std::int64_t expected = 1;
+  for (const int i : {1, 3, 2, 0}) {
+    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
+    expected *= x.shape[i];
+  }
+  return true;
+}
+
+// The operands of a product that are alike for both layers.
+struct Operands {
+  dlpack::Tensor x, bias;
+  Weight weight;
+  DType dtype;
+  bool has_bias;
+  Activation activation;
+  int threads;
+};
+
+bool activation_of(PyObject* name, Activation& out) {
+  static constexpr const char* kNames[] = {"none", "relu", "gelu", "gelu_tanh"};
+  if (!PyUnicode_Check(name)) return false;
+  for (int i = 0; i < 4; ++i) {
+    if (PyUnicode_CompareWithASCIIString(name, kNames[i]) == 0) return out = static_cast<Activation>(i), true;
+  }
+  return false;
+}
+
+// input, values, indices, bias (or None), activation: true if the short way may take them.
+bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
+  PyObject *input = arguments[0], *values = arguments[1], *indices = arguments[2], *bias = arguments[3];
+  if (t.table == nullptr || Py_TYPE(input) != reinterpret_cast<PyTypeObject*>(t.tensor)) return false;
+  out.has_bias = bias != Py_None;
+  dlpack::Tensor v, i;
+  DType weight_dtype, bias_dtype;
+  if (!view(t, input, out.x) || !view(t, values, v) || !view(t, indices, i)) return false;
+  if (!floating(out.x, out.dtype) || !floating(v, weight_dtype) || weight_dtype != out.dtype) return false;
+  if (v.ndim != 2 || i.ndim != 2 || i.dtype.code != dlpack::kUInt || i.dtype.bits != 8 || i.shape[0] != v.shape[0] ||
+      v.shape[1] != 4 * i.shape[1] || !contiguous(v) || !contiguous(i)) {
+    return false;
+  }
+  if (out.has_bias && (!view(t, bias, out.bias) || !floating(out.bias, bias_dtype) || bias_dtype != out.dtype ||
+                       out.bias.ndim != 1 || out.bias.shape[0] != v.shape[0] || !contiguous(out.bias))) {
+    return false;
+  }
+  if (!activation_of(arguments[4], out.activation) || somebody_listens(t) || method_says(input, t.is_neg)) return false;
+  if (says(t.grad) && (is_set(input, t.requires_grad) || is_set(values, t.requires_grad) ||
+                       (out.has_bias && is_set(bias, t.requires_grad)))) {
+    return false;
+  }
+  out.weight = {v.data, static_cast<const std::uint8_t*>(i.data), weight_dtype, v.shape[0], 2 * v.shape[1]};
+  PyObject* threads = PyObject_CallNoArgs(t.threads);
+  out.threads = threads == nullptr ? 1 : static_cast<int>(PyLong_AsLong(threads));
+  Py_XDECREF(threads);
+  return !PyErr_Occurred();
+}
+
+PyObject* shape_tuple(const std::int64_t* shape, int ndim) {
+  PyObject* tuple = PyTuple_New(ndim);
+  for (int i = 0; tuple != nullptr && i < ndim; ++i) PyTuple_SET_ITEM(tuple, i, PyLong_FromLongLong(shape[i]));
+  return tuple;
+}
+
+// Runs `product` without the GIL, and says with a Python error what it threw.
+template <typename Product>
+bool run(Product product) {
+  std::string refused;
+  bool no_memory = false;
+  Py_BEGIN_ALLOW_THREADS try { product(); } catch (const std::bad_alloc&) {
+    no_memory = true;
+  } catch (const std::exception& error) {
+    refused = error.what();
+  }
+  Py_END_ALLOW_THREADS if (no_memory) return PyErr_NoMemory(), false;
+  if (!refused.empty()) return PyErr_SetString(PyExc_ValueError, refused.c_str()), false;
+  return true;
+}
+
+// An output was made, and holds the product of `args`, or a Python error is set.
+template <typename Args, typename Product>
+PyObject* finish(PyObject* output, const Torch& t, Args& args, Product product) {
+  dlpack::Tensor y;
+  if (output == nullptr) return nullptr;
+  if (!view(t, output, y)) {
+    Py_DECREF(output);
+    Py_RETURN_NOTIMPLEMENTED;
+  }
+  args.y = y.data;
+  if (run([&] { product(args); })) return output;
+  Py_DECREF(output);
+  return nullptr;
+}
+
+// call_linear(input, values, indices, bias, activation, in_features)
+PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  Operands o;
+  const Torch& t = torch();
+  if (count != 6 || !read_operands(t, arguments, o)) Py_RETURN_NOTIMPLEMENTED;
+  const std::int64_t k = PyLong_AsLongLong(arguments[5]);
+  const dlpack::Tensor& x = o.x;
+  if (k <= 0 || x.ndim < 1 || x.shape[x.ndim - 1] != k || round_up(k, 8) != o.weight.padded || x.ndim > 8) {
+    PyErr_Clear();
+    Py_RETURN_NOTIMPLEMENTED;
+  }
+  std::int64_t shape[8], tokens = 1, stride = k;
+  for (int i = 0; i < x.ndim - 1; ++i) tokens *= shape[i] = x.shape[i];
+  shape[x.ndim - 1] = o.weight.rows;
+  if (!contiguous(x)) {
+    if (x.ndim != 2 || x.strides[1] != 1 || x.strides[0] < 0) Py_RETURN_NOTIMPLEMENTED;
+    stride = x.strides[0];
+  }
+  PyObject* sizes = shape_tuple(shape, x.ndim);
+  if (sizes == nullptr) return nullptr;
+  PyObject* output = PyObject_CallMethodOneArg(arguments[0], t.new_empty, sizes);
+  Py_DECREF(sizes);
+  Linear args{o.weight, o.dtype,      x.data,   o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
+              stride,   o.activation, o.threads};
+  return finish(output, t, args, [](const Linear& a) { linear(a); });
+}
+
+// call_conv2d(input, values, indices, bias, activation, window, in_channels), window: kernel_size, stride,
+// padding, dilation, two ints each, and groups
+PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  Operands o;
+  const Torch& t = torch();
+  if (count != 7 || !PyTuple_Check(arguments[5]) || PyTuple_GET_SIZE(arguments[5]) != 9 ||
+      !read_operands(t, arguments, o) || o.x.ndim != 4) {
+    Py_RETURN_NOTIMPLEMENTED;
+  }
+  std::array<std::int64_t, 9> w;
+  for (int i = 0; i < 9; ++i) w[static_cast<std::size_t>(i)] = PyLong_AsLongLong(PyTuple_GET_ITEM(arguments[5], i));
+  const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = w;
+  const std::int64_t *size = o.x.shape, rows = o.weight.rows;
+  if (PyErr_Occurred() || r < 1 || s < 1 || stride_h < 1 || stride_w < 1 || pad_h < 0 || pad_w < 0 || dilation_h < 1 ||
+      dilation_w < 1 || groups < 1 || size[1] < 1 || size[1] != PyLong_AsLongLong(arguments[6]) ||
+      size[1] % groups != 0 || rows % groups != 0 ||
+      round_up(r * s * round_up(size[1] / groups, 4), 8) != o.weight.padded) {
+    PyErr_Clear();
+    Py_RETURN_NOTIMPLEMENTED;
+  }
+  const std::int64_t room_h = size[2] + 2 * pad_h - dilation_h * (r - 1) - 1;
+  const std::int64_t room_w = size[3] + 2 * pad_w - dilation_w * (s - 1) - 1;
+  const bool plain = contiguous(o.x), last = !plain && channels_last(o.x);
+  if (room_h < 0 || room_w < 0 || (!plain && !last)) Py_RETURN_NOTIMPLEMENTED;
+  const std::int64_t shape[] = {size[0], rows, room_h / stride_h + 1, room_w / stride_w + 1};
+  PyObject* sizes = shape_tuple(shape, 4);
+  if (sizes == nullptr) return nullptr;
+  PyObject* output;
+  if (last) {
+    PyObject* made[] = {sizes, t.dtypes[static_cast<int>(o.dtype)], t.channels_last};
+    output = PyObject_Vectorcall(t.empty, made, 1, t.memory_format_names);
+  } else {
+    output = PyObject_CallMethodOneArg(arguments[0], t.new_empty, sizes);
+  }
+  Py_DECREF(sizes);
+  Conv2d args{o.weight,     o.dtype,    o.x.data, o.has_bias ? o.bias.data : nullptr,
+              nullptr,      size[0],    size[1],  size[2],
+              size[3],      rows,       r,        s,
+              stride_h,     stride_w,   pad_h,    pad_w,
+              dilation_h,   dilation_w, groups,   last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
+              o.activation, o.threads};
+  return finish(output, t, args, [](const Conv2d& a) { conv2d(a); });
+}
+
+PyMethodDef kCalls[] = {
+    {"call_linear", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_linear)), METH_FASTCALL, nullptr},
+    {"call_conv2d", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_conv2d)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
+void bind_calls(py::module_& m) {
+  if (PyModule_AddFunctions(m.ptr(), kCalls) != 0) throw py::error_already_set();
+}
