@@ -4,6 +4,7 @@ The weights are constants here. Gradients still flow to the input, and to ``bias
 somebody asks for them, through the decompressed weight: right, but no faster than dense.
 """
 
+from . import weight_products as weight_products  # what a weight runs sparse
 from .attention import SparseMultiheadAttention
 from .conv2d import SparseConv2d
 from .convert import to_dense, to_sparse

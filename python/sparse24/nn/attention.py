@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compressed import NotSparse24Error
+from .forms import NotSparse24Error
 from .linear import SparseLinear
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import masks, ops
+from .. import ops
+from .forms import Form
+from .weight import CompressedWeight
 
 #: Weight dtypes that the products take.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -17,45 +19,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _EMPTY_GROUPS = 0b0100_0100
 
 
-class NotSparse24Error(ValueError):
-    """A weight that was to be compressed has a group with more than two non-zeros, at ``place``."""
-
-    def __init__(self, place: str, shape: Sequence[int]) -> None:
-        super().__init__(
-            "at most two of every four weights along the input channels may be non-zero, but "
-            f"{place} of the weight {tuple(shape)} hold more; "
-            "prune it first: sparse24.Sparsifier(model).prune()"
-        )
-        self.place = place
+#: The format of values and indices in a state_dict, kept there as the version of the module (torch's own
+#: mechanism). Version 0.1 of the library wrote the same format without a number.
+FORMAT = 1
 
 
 def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd has to see the product of these."""
     return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
-
-
-def compress_matrix(
-    matrix: Tensor, dtype: torch.dtype, place: Callable[[int, int], str], shape: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """values and indices of a 2:4 matrix [rows, K], cast to ``dtype``.
-
-    Args:
-        matrix: what is compressed; ``shape`` and ``place(row, group)`` say what it is to the user.
-
-    Raises:
-        ValueError: ``matrix`` is on the meta device.
-        NotSparse24Error: a group of four along K has more than two non-zeros.
-    """
-    if matrix.is_meta:
-        raise ValueError("the weight is on the meta device and holds no data to compress: load it first")
-    matrix = matrix.detach().to(dtype)
-    try:
-        values, indices = torch.ops.sparse24.compress(matrix)
-    except ValueError:
-        over = masks._crowded(matrix, masks.Pattern(2, 4), dim=1)
-        first = int(over.flatten().nonzero()[0])
-        raise NotSparse24Error(place(*divmod(first, over.shape[1])), shape) from None
-    return values, indices
 
 
 def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
@@ -71,6 +42,8 @@ class CompressedModule(nn.Module):
     values: nn.Parameter
     indices: Tensor
     bias: nn.Parameter | None
+    activation: str
+    _version = FORMAT
 
     def __init__(
         self,
@@ -107,6 +80,40 @@ class CompressedModule(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
+    @property
+    def _form(self) -> Form:
+        """Shape of the dense weight, and how it lies in the compressed matrix."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, as a tensor whose numbers are the layer's: a :class:`~.weight.CompressedWeight`.
+
+        Its shape, dtype and device cost nothing; ``F.linear``, ``F.conv2d``, ``matmul`` and ``addmm`` with it
+        run sparse; anything else sees the dense values. What is written to it is in the layer if it is 2:4,
+        and raises ValueError if not. While torch compiles or exports it is a dense copy.
+        """
+        if torch.compiler.is_compiling():
+            matrix: Tensor = torch.ops.sparse24.decompress(self.values, self.indices)
+            return self._form.to_weight(matrix)
+        return self._view()
+
+    def _view(self) -> CompressedWeight:
+        return CompressedWeight(self.values, self.indices, self._form)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self._view().assign(value)
+            return
+        if name in ("values", "indices") and isinstance(value, Tensor):
+            own = self._parameters.get(name, self._buffers.get(name))
+            if own is not None and value.shape != own.shape:
+                raise ValueError(
+                    f"{name} of this {type(self).__name__} are {tuple(own.shape)}, not "
+                    f"{tuple(value.shape)}: for a weight of another shape make another layer"
+                )
+        super().__setattr__(name, value)
+
     @torch.no_grad()
     def _fill(self, values: Tensor, indices: Tensor, bias: Tensor | None) -> None:
         self.values = nn.Parameter(values, requires_grad=False)
@@ -121,12 +128,22 @@ class CompressedModule(nn.Module):
 
     def _padding_columns(self) -> Tensor:
         """bool [K rounded up to 8]: True where a column only pads the layout, and must hold zeros."""
-        raise NotImplementedError
+        used = self._form.to_matrix(torch.ones(1, *self._form.shape[1:]))[0] != 0
+        padding = torch.ones(2 * self.values.shape[1], dtype=torch.bool)
+        padding[: len(used)] = ~used
+        return padding
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
+        version = local_metadata.get("version") or FORMAT
+        if version > FORMAT:
+            error_msgs.append(
+                f"{prefix}values and indices have format {version}, which is newer than this sparse24 knows "
+                f"({FORMAT}): install a newer one"
+            )
+            return
         given = {key: state_dict.get(prefix + key) for key in ("values", "indices", "bias")}
         problem = self._problem_with(**given)
         if given["values"] is None and prefix + "weight" in state_dict:

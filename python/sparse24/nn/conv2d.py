@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from . import grad
-from .compressed import CompressedModule, compress_matrix, wants_grad
+from .compressed import CompressedModule, wants_grad
+from .forms import Conv2dForm, compress_weight
 
 
 class SparseConv2d(CompressedModule):
@@ -73,10 +74,14 @@ class SparseConv2d(CompressedModule):
         inside = self.padding_mode == "zeros" and left == right and top == bottom
         self._kernel_padding = (top, left) if inside else (0, 0)
         self._written_padding = None if inside else (left, right, top, bottom)
-        self._window: ops.Window = (
-            *self.kernel_size, *self.stride, *self._kernel_padding, *self.dilation, self.groups
-        )  # fmt: skip
+        window = (*self.kernel_size, *self.stride, *self._kernel_padding, *self.dilation, self.groups)
+        self._window = cast(ops.Window, window)
         self._written_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "_window" not in state:  # pickled by version 0.1
+            self._set_padding(nn.Conv2d(**_conv_arguments(self), device="meta"))
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W], in the dtype of ``values``, as ``nn.Conv2d``."""
@@ -110,10 +115,9 @@ class SparseConv2d(CompressedModule):
         return output
 
     @property
-    def weight(self) -> Tensor:
-        """The dense weight [out_channels, in_channels / groups, R, S], decompressed at every read: a copy."""
-        matrix = torch.ops.sparse24.decompress(self.values, self.indices)
-        return ops.conv_matrix_to_weight(matrix, self.in_channels // self.groups, self.kernel_size)
+    def _form(self) -> Conv2dForm:
+        r, s = self.kernel_size
+        return Conv2dForm((self.out_channels, self.in_channels // self.groups, r, s))
 
     @classmethod
     def from_dense(cls, module: nn.Conv2d, dtype: torch.dtype | None = None) -> SparseConv2d:
@@ -128,16 +132,7 @@ class SparseConv2d(CompressedModule):
             raise TypeError(f"from_dense needs an nn.Conv2d, not {type(module).__name__}")
         weight = module.weight
         sparse = cls(**_conv_arguments(module), device=weight.device, dtype=dtype or weight.dtype)
-        _, channels, _, columns = weight.shape
-
-        def place(row: int, group: int) -> str:
-            tap, group = divmod(group, ops.round_up(channels, 4) // 4)
-            r, s = divmod(tap, columns)
-            last = min(4 * group + 3, channels - 1)
-            return f"row {row}, tap ({r}, {s}), channels {4 * group}-{last}"
-
-        matrix = ops.conv_weight_to_matrix(weight.detach())
-        sparse._fill(*compress_matrix(matrix, sparse.values.dtype, place, weight.shape), module.bias)
+        sparse._fill(*compress_weight(weight, sparse._form, sparse.values.dtype), module.bias)
         return sparse.train(module.training)
 
     def to_dense(self) -> nn.Conv2d:
@@ -148,16 +143,10 @@ class SparseConv2d(CompressedModule):
         """
         self._refuse_activation("nn.Conv2d")
         dense = nn.Conv2d(**_conv_arguments(self), device="meta")
-        dense.weight = nn.Parameter(self.weight.detach())
+        dense.weight = nn.Parameter(self._view().dense())
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone())
         return dense.train(self.training)
-
-    def _padding_columns(self) -> Tensor:
-        channels = self.in_channels // self.groups
-        column = torch.arange(2 * self.values.shape[1])
-        last = math.prod(self.kernel_size) * ops.round_up(channels, 4)
-        return (column % ops.round_up(channels, 4) >= channels) | (column >= last)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]

@@ -16,8 +16,9 @@ from ..ops.cuda import cusparselt
 from ..pruning import prunable
 from ..report import Report, Row
 from .attention import SparseMultiheadAttention
-from .compressed import DTYPES, NotSparse24Error
+from .compressed import DTYPES
 from .conv2d import SparseConv2d
+from .forms import NotSparse24Error
 from .linear import SparseLinear
 
 FilterFn = Callable[[str, nn.Module], bool]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from . import grad
-from .compressed import CompressedModule, compress_matrix, wants_grad
+from .compressed import CompressedModule, wants_grad
+from .forms import LinearForm, compress_weight
 
 
 class SparseLinear(CompressedModule):
@@ -67,10 +68,8 @@ class SparseLinear(CompressedModule):
         return result
 
     @property
-    def weight(self) -> Tensor:
-        """The dense weight [out_features, in_features], decompressed at every read: a copy."""
-        matrix: Tensor = torch.ops.sparse24.decompress(self.values, self.indices)
-        return matrix[:, : self.in_features]
+    def _form(self) -> LinearForm:
+        return LinearForm((self.out_features, self.in_features))
 
     @classmethod
     def from_dense(cls, module: nn.Linear, dtype: torch.dtype | None = None) -> SparseLinear:
@@ -98,11 +97,7 @@ class SparseLinear(CompressedModule):
             raise ValueError(f"weight must be [out_features, in_features], not {tuple(weight.shape)}")
         rows, columns = weight.shape
         module = cls(columns, rows, bias is not None, weight.device, dtype or weight.dtype)
-
-        def place(row: int, group: int) -> str:
-            return f"row {row}, columns {4 * group}-{min(4 * group + 3, columns - 1)}"
-
-        module._fill(*compress_matrix(weight, module.values.dtype, place, weight.shape), bias)
+        module._fill(*compress_weight(weight, module._form, module.values.dtype), bias)
         return module
 
     def to_dense(self) -> nn.Linear:
@@ -113,13 +108,10 @@ class SparseLinear(CompressedModule):
         """
         self._refuse_activation("nn.Linear")
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
-        dense.weight = nn.Parameter(self.weight.detach().contiguous())
+        dense.weight = nn.Parameter(self._view().dense().contiguous())
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone())
         return dense.train(self.training)
-
-    def _padding_columns(self) -> Tensor:
-        return torch.arange(2 * self.values.shape[1]) >= self.in_features
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}" + self._optional_repr()

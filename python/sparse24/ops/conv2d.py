@@ -129,11 +129,20 @@ def conv2d(
     """
     if not torch.compiler.is_compiling():
         channels = input.shape[1] if input.dim() == 4 else 0
-        output = _C.call_conv2d(input, values, indices, bias, activation, window, channels)
+        output: Tensor = _C.call_conv2d(input, values, indices, bias, activation, window, channels)
         if output is not NotImplemented:
             return output
     return _dispatched(
-        input, values, indices, bias, window[0:2], window[2:4], window[4:6], window[6:8], window[8], activation
+        input,
+        values,
+        indices,
+        bias,
+        window[0:2],
+        window[2:4],
+        window[4:6],
+        window[6:8],
+        window[8],
+        activation,
     )
 
 
@@ -144,9 +153,7 @@ library.impl("conv2d", _conv2d_cpu, "CPU")
 _dispatched: Callable[..., Tensor] = torch.ops.sparse24.conv2d.default
 
 for _device in ("cpu", "cuda"):
-    library.impl(
-        "conv2d", under_autocast(_dispatched, _device), f"Autocast{_device.upper()}"
-    )
+    library.impl("conv2d", under_autocast(_dispatched, _device), f"Autocast{_device.upper()}")
 
 
 @register_fake("sparse24::conv2d", lib=library)
