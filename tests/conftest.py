@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from emulated import EmulatedStream, Emulator, build
-from sparse24.ops.cuda import blobs, cusparselt, route
-from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda import blobs, cusparselt, launch, route
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,7 @@ def library() -> Iterator[Emulator]:
         patch.setenv("SPARSE24_CUDART", str(found.library))
         cusparselt.library()
         yield found
-        cuda.forget()
+        launch.forget()
 
 
 @pytest.fixture
@@ -29,13 +28,13 @@ def emulator(library: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The emulator as new: an sm_86 with 0.8.1. What a test does must break no rule of the library's."""
     monkeypatch.setenv("SPARSE24_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(route, "measured", {})
-    cuda.forget()
+    launch.forget()
     library.reset()
     library.set_deferred(0)
     yield library
     assert library.problems() == ""
     library.set_driver(1)
-    cuda.forget()
+    launch.forget()
     blobs.release()
     assert library.live_objects() == 0
 

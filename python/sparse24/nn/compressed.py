@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import masks, ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.weights import Weight
+from . import device_forms
 
 #: Weight dtypes that the products take.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -71,6 +74,8 @@ class CompressedModule(nn.Module):
     values: nn.Parameter
     indices: Tensor
     bias: nn.Parameter | None
+    #: What ``keep_dense`` was told.
+    _keeps_dense = False
 
     def __init__(
         self,
@@ -118,6 +123,21 @@ class CompressedModule(nn.Module):
         """values, indices, bias, past ``Module.__getattr__``, which takes a microsecond for each."""
         parameters: Any = self._parameters
         return parameters["values"], self._buffers["indices"], parameters["bias"]  # type: ignore[return-value]
+
+    def _on_device(self, input: Tensor) -> Tensor | None:
+        """The product on a GPU by the forms that this layer owns; ``None``: the operators have to do it."""
+        return None if torch.compiler.is_compiling() else device_forms.product_of(self, input)
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        """The product on a GPU by whatever form ``weight`` has."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        forms = self.__dict__.get("_forms")
+        if forms is not None:
+            forms.be_on(device_forms.Glance(self).device)  # what is left on another device is freed
+        return self
 
     def _padding_columns(self) -> Tensor:
         """bool [K rounded up to 8]: True where a column only pads the layout, and must hold zeros."""
@@ -174,8 +194,9 @@ class CompressedModule(nn.Module):
         parts = ["" if self.bias is not None else ", bias=False"]
         if self.activation != "none":
             parts.append(f", activation={self.activation!r}")
-        if self.values.dtype != torch.float32:
-            parts.append(f", dtype={self.values.dtype}")
+        dtype = device_forms.Glance(self).like[0].dtype
+        if dtype != torch.float32:
+            parts.append(f", dtype={dtype}")
         return "".join(parts)
 
     def _refuse_activation(self, dense: str) -> None:

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.products import Window, conv2d_by
+from ..ops.cuda.weights import Weight
 from . import grad
 from .compressed import CompressedModule, compress_matrix, wants_grad
 
@@ -91,6 +94,10 @@ class SparseConv2d(CompressedModule):
         return self._product(input)
 
     def _product(self, input: Tensor) -> Tensor:
+        if input.is_cuda:
+            by_own_forms = self._on_device(input)
+            if by_own_forms is not None:
+                return by_own_forms
         weight = self._operands()
         product = grad.conv2d if torch.is_grad_enabled() and wants_grad(input, *weight) else _conv2d
         output: Tensor = product(
@@ -98,6 +105,12 @@ class SparseConv2d(CompressedModule):
             self.activation,
         )  # fmt: skip
         return output
+
+    def _window(self) -> Window:
+        return Window(self.kernel_size, self.stride, self._kernel_padding, self.dilation, self.groups)
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        return conv2d_by(input, weight, bias, self._window(), self.activation, stream)
 
     @property
     def weight(self) -> Tensor:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.products import linear_by
+from ..ops.cuda.weights import Weight
 from . import grad
 from .compressed import CompressedModule, compress_matrix, wants_grad
 
@@ -48,10 +51,17 @@ class SparseLinear(CompressedModule):
         """[..., in_features] to [..., out_features], in the dtype of ``values``."""
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
+        if input.is_cuda:
+            by_own_forms = self._on_device(input)
+            if by_own_forms is not None:
+                return by_own_forms
         weight = self._operands()
         product = grad.linear if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.linear
         output: Tensor = product(input, *weight, self.activation)
         return output
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        return linear_by(input, weight, bias, self.activation, stream)
 
     @property
     def weight(self) -> Tensor:
