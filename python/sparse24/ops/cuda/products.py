@@ -37,10 +37,10 @@ from .weights import Canonical, Weight
 
 #: Patches of a convolution are written for as many images at a time as fit this many bytes.
 IM2COL_BYTES = 256 << 20
-#: Why a layer runs dense whose tensors are in other hands.
+#: Why a layer runs dense from whose weight nothing may be derived.
 HELD = (
-    "values, indices or something that shares their memory is held outside of the layer, which then computes "
-    "from them as they are: let go of them"
+    "values or indices want gradients, or are held outside of the layer (they, or what shares their memory): "
+    "it computes from them as they are until they are let go of"
 )
 
 
