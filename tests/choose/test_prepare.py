@@ -17,7 +17,7 @@ from emulated import EmulatedStream, Emulator, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference
 from sparse24 import SparseConv2d, SparseLinear, masks
 from sparse24.choose.prepare import Preparation, Prepared, prepare_layer
-from sparse24.nn import device_forms
+from sparse24.nn import device_forms, on_device
 from sparse24.ops.cuda import blobs, launch, products, route
 from sparse24.ops.cuda.cusparselt import Algorithm, gpu
 from sparse24.ops.cuda.route import Call, Measured
@@ -29,7 +29,7 @@ M, K, MANY, FEW = 288, 128, 32, 4
 @pytest.fixture
 def layer(emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch) -> SparseLinear:
     """A layer whose CPU tensors are on the GPU, as far as its products go."""
-    monkeypatch.setattr(device_forms, "current_stream", lambda tensor: stream)
+    monkeypatch.setattr(on_device, "current_stream", lambda tensor: stream)
     return SparseLinear.from_weight(sparse_weight(M, K, HALF), randn(M, seed=5))
 
 
@@ -75,7 +75,7 @@ def test_few_tokens_get_the_canonical_form_and_nothing_else(
     assert row.bytes is not None
     assert (row.bytes.blobs, row.bytes.dense) == (0, 0)
     assert 0 < row.bytes.canonical <= 0.65 * row.dense_bytes
-    assert not device_forms.Glance(layer).is_away
+    assert not on_device.Glance(layer).is_away
     no_more_is_made(monkeypatch)
     run(layer, FEW)
 
@@ -177,7 +177,7 @@ def test_prepared_layers_are_captured(
     unpooled = blobs.workspace
     monkeypatch.setattr(blobs, "workspace", lambda *given: pool.append(unpooled(*given)) or pool[-1])
     mine = emulator.new_stream()
-    monkeypatch.setattr(device_forms, "current_stream", lambda tensor: mine)
+    monkeypatch.setattr(on_device, "current_stream", lambda tensor: mine)
     handle, graph = ctypes.c_void_p(mine.handle), ctypes.c_void_p()
     prepare_layer("up", layer, (MANY, FEW), mine)
     x = {tokens: randn(tokens, K) for tokens in (MANY, FEW)}

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..nn.conv2d import SparseConv2d, _conv_arguments
-from ..nn.device_forms import Glance
 from ..nn.linear import SparseLinear
+from ..nn.on_device import Glance
 from ..ops import Error
 from ..ops.cuda import cusparselt, route, search, tuned, weights
 from ..ops.cuda import products as cuda

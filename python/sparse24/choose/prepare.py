@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from ..nn.conv2d import SparseConv2d
-from ..nn.device_forms import Bytes, Glance, weight_of
+from ..nn.device_forms import Bytes
 from ..nn.linear import SparseLinear
+from ..nn.on_device import Glance, weight_of
 from ..ops.cuda import cusparselt, route
 from ..ops.cuda import products as cuda
 from ..ops.cuda.blobs import Name

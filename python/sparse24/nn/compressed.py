@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import masks, ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight
-from . import device_forms
+from . import on_device
 
 #: Weight dtypes that the products take.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -126,7 +126,7 @@ class CompressedModule(nn.Module):
 
     def _on_device(self, input: Tensor) -> Tensor | None:
         """The product on a GPU by the forms that this layer owns; ``None``: the operators have to do it."""
-        return None if torch.compiler.is_compiling() else device_forms.product_of(self, input)
+        return None if torch.compiler.is_compiling() else on_device.product_of(self, input)
 
     def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
         """The product on a GPU by whatever form ``weight`` has."""
@@ -136,7 +136,7 @@ class CompressedModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         forms = self.__dict__.get("_forms")
         if forms is not None:
-            forms.be_on(device_forms.Glance(self).device)  # what is left on another device is freed
+            forms.be_on(on_device.Glance(self).device)  # what is left on another device is freed
         return self
 
     def _padding_columns(self) -> Tensor:
@@ -194,7 +194,7 @@ class CompressedModule(nn.Module):
         parts = ["" if self.bias is not None else ", bias=False"]
         if self.activation != "none":
             parts.append(f", activation={self.activation!r}")
-        dtype = device_forms.Glance(self).like[0].dtype
+        dtype = on_device.Glance(self).like[0].dtype
         if dtype != torch.float32:
             parts.append(f", dtype={dtype}")
         return "".join(parts)

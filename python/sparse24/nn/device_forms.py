@@ -24,9 +24,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ops.cuda.blobs import Derived, Name, Operands
 from ..ops.cuda.cusparselt import Stream
-from ..ops.cuda.operators import current_stream
-from ..ops.cuda.weights import Weight, keep_dense
-from ..ops.registry import Error, under_autocast
+from ..ops.cuda.weights import keep_dense
+from ..ops.registry import Error
 from .lent import Lent, is_held
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def _like(shapes: tuple[torch.Size, torch.Size], dtypes: tuple[torch.dtype, torc
     return values, indices
 
 
-def _like_those_in(state: dict[str, object]) -> tuple[Operands, torch.device, bool] | None:
+def like_those_in(state: dict[str, object]) -> tuple[Operands, torch.device, bool] | None:
     """Tensors on the meta device like the module's, where they are, and whether they want gradients."""
     values = state["_parameters"].get("values")  # type: ignore[attr-defined]
     indices = state["_buffers"].get("indices")  # type: ignore[attr-defined]
@@ -97,7 +96,7 @@ def _may_leave(state: dict[str, object]) -> bool:
     )
 
 
-def _tensors_of(layer: CompressedModule) -> Operands:
+def tensors_of(layer: CompressedModule) -> Operands:
     return layer._parameters["values"], layer._buffers["indices"]  # type: ignore[return-value]
 
 
@@ -238,7 +237,7 @@ class DeviceForms:
         with self.lock:
             own = self.own_of(layer)
             if own is None:  # handed out meanwhile, by another thread
-                return _tensors_of(layer)
+                return tensors_of(layer)
             if own.here is None and stream.is_capturing:
                 raise _absent_in_a_capture(own.like[0])
             return own.bring()
@@ -289,76 +288,12 @@ class DeviceForms:
         with self.lock:
             own = self.own_of(layer)
             if own is None:
-                tensors: tuple[Tensor, ...] = _tensors_of(layer)
+                tensors: tuple[Tensor, ...] = tensors_of(layer)
             else:
                 tensors = own.here or ()
             canonical = sum(tensor.nbytes for tensor in tensors)
             dense = 0 if self._derived.dense is None else self._derived.dense.nbytes
             return Bytes(canonical, self._derived.bytes() - dense, dense)
-
-
-class LayerWeight(Weight):
-    """A layer's weight for one call on a stream."""
-
-    def __init__(self, layer: CompressedModule, like: Operands, device: torch.device, stream: Stream) -> None:
-        self.forms = forms_of(layer)
-        self.forms.be_on(device)
-        self.forms.keeps_dense = self.keeps_dense = layer._keeps_dense
-        self.like = like
-        self._layer, self._stream = layer, stream
-        self._asked = False
-        self._derived: Derived | None = None
-
-    def derived(self) -> Derived | None:
-        if not self._asked:
-            self._derived, self._asked = self.forms.take(self._layer), True
-        return self._derived
-
-    def source(self) -> Operands:
-        return self.forms.source(self._layer, self._stream)
-
-    def read(self) -> Operands:
-        forced = self._asked and self._derived is None  # it would have run on the blob
-        return self.forms.read(self._layer, self._stream, to_stay=not forced)
-
-
-class Glance(Weight):
-    """A layer's weight as it is: looking at it makes, moves and hands out nothing."""
-
-    def __init__(self, layer: CompressedModule) -> None:
-        forms: DeviceForms | None = layer.__dict__.get("_forms")
-        self._own = None if forms is None else forms.own_of(layer)
-        self._derived = forms._derived if forms is not None and self._own is not None else Derived()
-        self._layer = layer
-        self.keeps_dense = layer._keeps_dense
-        if self._own is not None:
-            self.like, self.device = self._own.like, self._own.device
-            return
-        found = _like_those_in(layer.__dict__)
-        self.like = self.source() if found is None else found[0]
-        self.device = self.source()[0].device
-
-    @property
-    def is_away(self) -> bool:
-        """Whether the canonical form has left the module."""
-        return self._own is not None
-
-    def drop_dense(self) -> None:
-        """Free the dense copy, if there is one."""
-        self._derived.dense = None
-
-    def derived(self) -> Derived | None:
-        return None if self._own is None and is_held(self._layer.__dict__) else self._derived
-
-    def source(self) -> Operands:
-        if self._own is not None:
-            operands = self._own.here or self._own.host
-            assert operands is not None
-            return operands
-        return _tensors_of(self._layer)
-
-    def read(self) -> Operands:
-        return self.source()
 
 
 _beginning = threading.Lock()
@@ -373,58 +308,3 @@ def forms_of(layer: CompressedModule) -> DeviceForms:
             if forms is None or (forms._own is not None and forms.own_of(layer) is None):
                 forms = layer.__dict__["_forms"] = DeviceForms()
     return forms
-
-
-def weight_of(layer: CompressedModule, device: torch.device, stream: Stream) -> LayerWeight | None:
-    """The layer's weight for a call; ``None``: it is elsewhere, no plain tensor, or wants gradients."""
-    forms: DeviceForms | None = layer.__dict__.get("_forms")
-    own = None if forms is None else forms.own_of(layer)
-    if own is not None:
-        found: tuple[Operands, torch.device, bool] | None = own.like, own.device, False
-    else:
-        found = _like_those_in(layer.__dict__)
-    if found is None or found[1] != device or (found[2] and torch.is_grad_enabled()):
-        return None
-    return LayerWeight(layer, found[0], device, stream)
-
-
-def product_of(layer: CompressedModule, input: Tensor) -> Tensor | None:
-    """The layer's output by the forms that it owns; ``None``: the operators have to see the canonical form.
-
-    They have to where somebody traces, maps, dispatches, differentiates, or gives what is no plain tensor.
-    """
-    bias = layer._parameters["bias"]
-    wanted = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
-    plain = type(input) in (Tensor, nn.Parameter) and type(bias) in (Tensor, nn.Parameter, type(None))
-    weight = None
-    if (
-        plain
-        and not wanted
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._is_tracing()
-    ):
-        stream = current_stream(input)
-        weight = weight_of(layer, input.device, stream)
-    if weight is None:
-        if plain:
-            forms_of(layer).note_a_capture(input.device)
-        return None
-    output = _run(layer, input, weight, bias, stream)
-    weight.forms.settle(stream)
-    return output
-
-
-def _run(
-    layer: CompressedModule, input: Tensor, weight: LayerWeight, bias: Tensor | None, stream: Stream
-) -> Tensor:
-    kind = input.device.type
-    current = torch.cuda.device(input.device) if kind == "cuda" else contextlib.nullcontext()
-    with current:
-        if not torch.is_autocast_enabled(kind):
-            return layer._product_by(weight, input, bias, stream)
-
-        def product(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
-            return layer._product_by(weight, x, bias, stream)
-
-        return under_autocast(product, kind)(input, *weight.like, bias)

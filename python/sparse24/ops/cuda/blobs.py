@@ -63,6 +63,7 @@ class Derived:
         self.lock = lock or threading.RLock()
         self.blobs: dict[Name, Blob] = {}  # oldest first
         self.dense: Tensor | None = None  # [m, K]
+        self._dense_stream = 0  # that it was made on
         self._captured: dict[Name | None, Tensor] = {}  # blobs, and under None the dense copy
         self._pairs_are_halved: bool | None = None
 
@@ -129,9 +130,11 @@ class Derived:
                 found = self.dense
                 if found is None:
                     found = self._make_dense(*source(), stream)
-                    self.dense = found
+                    self.dense, self._dense_stream = found, stream.handle
         if stream.is_capturing:
             self._captured[None] = found
+        elif self._dense_stream != stream.handle:
+            stream.record(found)
         return found
 
     def _make_dense(self, values: Tensor, indices: Tensor, stream: Stream) -> Tensor:
