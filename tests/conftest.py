@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from emulated import EmulatedStream, Emulator, build
+from sparse24.nn import on_device
 from sparse24.ops.cuda import blobs, cusparselt, launch, route
 
 
@@ -42,3 +45,23 @@ def emulator(library: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def stream(emulator: Emulator) -> EmulatedStream:
     return EmulatedStream()
+
+
+@pytest.fixture
+def compressions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The rows of every blob that is made, as it is made."""
+    made: list[tuple[int, int]] = []
+    compress = blobs.compress
+
+    def counted(values: Tensor, indices: Tensor, rows: tuple[int, int], *rest: Any) -> blobs.Blob:
+        made.append(rows)
+        return compress(values, indices, rows, *rest)
+
+    monkeypatch.setattr(blobs, "compress", counted)
+    return made
+
+
+@pytest.fixture
+def on_emulator(emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are on the GPU, whose stream this is."""
+    monkeypatch.setattr(on_device, "current_stream", lambda tensor: stream)

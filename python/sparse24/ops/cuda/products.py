@@ -39,8 +39,8 @@ from .weights import Canonical, Weight
 IM2COL_BYTES = 256 << 20
 #: Why a layer runs dense from whose weight nothing may be derived.
 HELD = (
-    "values or indices want gradients, or are held outside of the layer (they, or what shares their memory): "
-    "it computes from them as they are until they are let go of"
+    "values or indices want gradients, or are held outside of the layer (they, what shares their memory, or "
+    "a weak reference, as torch.compile has): it computes from them as they are until they are let go of"
 )
 
 
