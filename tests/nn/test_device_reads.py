@@ -279,20 +279,29 @@ def test_a_replica_does_not_answer_with_the_blob_of_its_original() -> None:
     assert forms(replica) is not forms(layer)
 
 
-def test_dicts_that_are_replaced_belong_to_new_forms() -> None:
+def test_dicts_that_are_replaced_are_computed_with() -> None:
     layer, weight = new_layer(), sparse_weight(M, K, HALF)
     check(layer, weight)
-    former = forms(layer)
     values = nn.Parameter(compressed(2 * weight)[0], requires_grad=False)
     layer._parameters = {"values": values, "bias": layer.bias}  # the indices stay away
     del values
     for factor in (2, 4, 8):
         check(layer, factor * weight)
         assert is_away(layer)
-        assert forms(layer) is not former
         layer.values.data.mul_(2)
     check(layer, 16 * weight)
-    assert former._own is None
+
+
+def test_dicts_that_outlive_their_forms_are_served_by_new_ones() -> None:
+    layer, weight = new_layer(), sparse_weight(M, K, HALF)
+    check(layer, weight)
+    layer.values.data.mul_(2)
+    layer.__dict__.pop("_forms")
+    for factor in (2, 4):
+        check(layer, factor * weight)
+        assert is_away(layer)
+        layer.values.data.mul_(2)
+    check(layer, 8 * weight)
 
 
 def test_a_layer_that_goes_takes_its_forms_along() -> None:
