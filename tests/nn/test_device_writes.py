@@ -165,3 +165,15 @@ def test_conversions(swap: bool) -> None:
         check(layer, weight.to(BF16))
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def test_a_layer_that_was_made_in_inference_mode() -> None:
+    weight = sparse_weight(M, K, HALF)
+    with torch.inference_mode():
+        layer = new_layer()
+        check(layer, weight)
+        layer.values.mul_(2)  # which torch does not count
+        check(layer, 2 * weight)
+    check(layer, 2 * weight)
+    layer.values.mul_(2)
+    check(layer, 4 * weight)

@@ -134,9 +134,9 @@ class CompressedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        forms = self.__dict__.get("_forms")
-        if forms is not None:
-            forms.be_on(on_device.Glance(self).device)  # what is left on another device is freed
+        forms, values = self.__dict__.get("_forms"), self._parameters.get("values")
+        if forms is not None and values is not None:
+            forms.be_on(values.device)  # what is left on another device is freed
         return self
 
     def _padding_columns(self) -> Tensor:

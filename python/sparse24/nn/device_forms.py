@@ -70,7 +70,7 @@ def _like(shapes: tuple[torch.Size, torch.Size], dtypes: tuple[torch.dtype, torc
     return values, indices
 
 
-def like_those_in(state: dict[str, object]) -> tuple[Operands, torch.device, bool] | None:
+def _like_those_in(state: dict[str, object]) -> tuple[Operands, torch.device, bool] | None:
     """Tensors on the meta device like the module's, where they are, and whether they want gradients."""
     values = state["_parameters"].get("values")  # type: ignore[attr-defined]
     indices = state["_buffers"].get("indices")  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def _may_leave(state: dict[str, object]) -> bool:
     )
 
 
-def tensors_of(layer: CompressedModule) -> Operands:
+def _tensors_of(layer: CompressedModule) -> Operands:
     return layer._parameters["values"], layer._buffers["indices"]  # type: ignore[return-value]
 
 
@@ -174,6 +174,19 @@ class DeviceForms:
         state = layer.__dict__
         return own if dicts[0]() is state["_parameters"] and dicts[1]() is state["_buffers"] else None
 
+    def found_in(self, layer: CompressedModule) -> tuple[Operands, torch.device, bool] | None:
+        """Tensors like values and indices, their device, and whether values want gradients.
+
+        ``None``: they are no plain tensors on one device. Nothing is moved.
+        """
+        own = self.own_of(layer)
+        if own is None:
+            with self.lock:  # lest another thread takes them away between the question and the look
+                own = self.own_of(layer)
+                if own is None:
+                    return _like_those_in(layer.__dict__)
+        return own.like, own.device, False
+
     def take(self, layer: CompressedModule) -> Derived | None:
         """What is derived from the weight; ``None``: nothing may be, for others hold its tensors."""
         derived = self._derived  # before the next line: what was voided since is at worst a call too old
@@ -237,7 +250,7 @@ class DeviceForms:
         with self.lock:
             own = self.own_of(layer)
             if own is None:  # handed out meanwhile, by another thread
-                return tensors_of(layer)
+                return _tensors_of(layer)
             if own.here is None and stream.is_capturing:
                 raise _absent_in_a_capture(own.like[0])
             return own.bring()
@@ -245,11 +258,11 @@ class DeviceForms:
     def read(self, layer: CompressedModule, stream: Stream, to_stay: bool) -> Operands:
         """The canonical form on the device, for a product that reads it; ``to_stay`` there from then on."""
         with self.lock:
-            operands = self.source(layer, stream)
+            operands, own = self.source(layer, stream), self.own_of(layer)
             self._captured = self._captured or stream.is_capturing
             self._wants_canonical = self._wants_canonical or to_stay
-            if self._own is not None and to_stay:
-                self._own.host = None
+            if own is not None and to_stay:
+                own.host = None
             return operands
 
     def note_a_capture(self, device: torch.device) -> None:
@@ -288,7 +301,7 @@ class DeviceForms:
         with self.lock:
             own = self.own_of(layer)
             if own is None:
-                tensors: tuple[Tensor, ...] = tensors_of(layer)
+                tensors: tuple[Tensor, ...] = _tensors_of(layer)
             else:
                 tensors = own.here or ()
             canonical = sum(tensor.nbytes for tensor in tensors)

@@ -129,8 +129,12 @@ def _references(holder: dict[str, Any], name: str) -> int:
 @functools.cache
 def _alone() -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The counts of a parameter, a tensor and a dict that nobody else holds, measured as they are below."""
-    parameters = {"x": nn.Parameter(torch.zeros(1), requires_grad=False)}
-    return _counts(parameters, "x"), _counts({"x": torch.zeros(1)}, "x"), _references({"x": {}}, "x")
+    parameters = {"x": nn.Parameter(torch.zeros(1, device="cpu"), requires_grad=False)}
+    return (
+        _counts(parameters, "x"),
+        _counts({"x": torch.zeros(1, device="cpu")}, "x"),
+        _references({"x": {}}, "x"),
+    )
 
 
 def is_held(state: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.operators import current_stream
 from ..ops.cuda.weights import Weight
 from ..ops.registry import under_autocast
-from .device_forms import DeviceForms, forms_of, like_those_in, tensors_of
+from .device_forms import DeviceForms, forms_of
 from .lent import is_held
 
 if TYPE_CHECKING:
@@ -49,17 +49,16 @@ class Glance(Weight):
     """A layer's weight as it is: looking at it makes, moves and hands out nothing."""
 
     def __init__(self, layer: CompressedModule) -> None:
-        forms: DeviceForms | None = layer.__dict__.get("_forms")
-        self._own = None if forms is None else forms.own_of(layer)
-        self._derived = forms._derived if forms is not None and self._own is not None else Derived()
+        forms = layer.__dict__.get("_forms") or DeviceForms()
         self._layer = layer
         self.keeps_dense = layer._keeps_dense
-        if self._own is not None:
-            self.like, self.device = self._own.like, self._own.device
-            return
-        found = like_those_in(layer.__dict__)
-        self.like = self.source() if found is None else found[0]
-        self.device = self.source()[0].device
+        with forms.lock:
+            self._own = forms.own_of(layer)
+            self._derived: Derived = Derived() if self._own is None else forms._derived
+            found = forms.found_in(layer)
+            values = layer.values if found is None else found[0][0]
+            self.like = (values, layer.indices) if found is None else found[0]
+            self.device = values.device if found is None else found[1]
 
     @property
     def is_away(self) -> bool:
@@ -78,7 +77,7 @@ class Glance(Weight):
             operands = self._own.here or self._own.host
             assert operands is not None
             return operands
-        return tensors_of(self._layer)
+        return self._layer.values, self._layer.indices
 
     def read(self) -> Operands:
         return self.source()
@@ -86,12 +85,7 @@ class Glance(Weight):
 
 def weight_of(layer: CompressedModule, device: torch.device, stream: Stream) -> LayerWeight | None:
     """The layer's weight for a call; ``None``: it is elsewhere, no plain tensor, or wants gradients."""
-    forms: DeviceForms | None = layer.__dict__.get("_forms")
-    own = None if forms is None else forms.own_of(layer)
-    if own is not None:
-        found: tuple[Operands, torch.device, bool] | None = own.like, own.device, False
-    else:
-        found = like_those_in(layer.__dict__)
+    found = forms_of(layer).found_in(layer)
     if found is None or found[1] != device or (found[2] and torch.is_grad_enabled()):
         return None
     return LayerWeight(layer, found[0], device, stream)
