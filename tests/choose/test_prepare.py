@@ -16,6 +16,7 @@ import sparse24
 from emulated import EmulatedStream, Emulator, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference
 from sparse24 import SparseConv2d, SparseLinear, masks
+from sparse24.choose.gpu import describe_route
 from sparse24.choose.prepare import Preparation, Prepared, prepare_layer
 from sparse24.nn import device_forms, on_device
 from sparse24.ops.cuda import blobs, launch, products, route
@@ -145,6 +146,20 @@ def test_what_others_hold_is_said_and_left(layer: SparseLinear, stream: Emulated
     assert row.bytes.canonical == 0
     layer.values.requires_grad_()
     assert prepare_layer("up", layer, (MANY,), stream).remark == products.HELD
+
+
+def test_explanations_look_at_a_weight_and_leave_it_where_it_is(layer: SparseLinear) -> None:
+    held = layer.values
+    said = describe_route(layer, (MANY, K), gpu(0), True)
+    assert said == f"dense, through a weight expanded for the call: {products.HELD}"
+    del held
+    run(layer, MANY)
+    said = describe_route(layer, (MANY, K), gpu(0), True)
+    assert said.startswith("sparse: cuSPARSELt 0.8.1, algorithm 0")
+    assert "4 tokens are fewer than 8" in describe_route(layer, (FEW, K), gpu(0), True)
+    assert on_device.Glance(layer).is_away
+    float32 = SparseLinear.from_weight(torch.zeros(M, K))
+    assert "float32 runs as TF32" in describe_route(float32, (MANY, K), gpu(0), True)
 
 
 def test_a_device_that_cannot_says_why(
