@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
-from emulated import randn, sparse_weight
+from emulated import Emulator, randn, sparse_weight
 from reference import assert_matches, linear_reference
 from sparse24 import SparseLinear
 from sparse24.nn import device_forms, on_device
 from sparse24.nn.compressed import CompressedModule
+from sparse24.ops.cuda import cusparselt
 
 M, K, MANY, FEW = 288, 128, 32, 4
 
@@ -45,3 +48,11 @@ def check(layer: SparseLinear, weight: Tensor, tokens: int = MANY, bias: Tensor 
     x = randn(tokens, K, dtype=weight.dtype)
     own = layer.__dict__["_parameters"]["bias"]
     assert_matches(run(layer, x), linear_reference(x, weight, own if bias is None else bias))
+
+
+def wait_for_handles(emulator: Emulator) -> None:
+    """A thread's handles go when the thread does, which is a little after join returns."""
+    cusparselt.forget()
+    deadline = time.monotonic() + 10
+    while emulator.live_objects() and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import sparse24
 from emulated import Emulator, randn, sparse_weight
-from own_forms import FEW, MANY, K, M, check, forms, held_bytes, is_away, new_layer, run
+from own_forms import FEW, MANY, K, M, check, forms, held_bytes, is_away, new_layer, run, wait_for_handles
 from reference import assert_matches, conv2d_reference, linear_reference, relative_error
 from sparse24 import SparseConv2d, SparseLinear, masks
 from sparse24.nn import device_forms, on_device
-from sparse24.ops.cuda import blobs, cusparselt
+from sparse24.ops.cuda import blobs
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 
@@ -251,15 +251,7 @@ def test_first_calls_from_many_threads_build_once(emulator: Emulator, compressio
         assert_matches(output, linear_reference(x, weight, bias))
     check(layer, weight)
     assert compressions == [(0, M)]
-    _wait_for_handles(emulator)
-
-
-def _wait_for_handles(emulator: Emulator) -> None:
-    """A thread's handles go when the thread does, which is a little after join returns."""
-    cusparselt.forget()
-    deadline = time.monotonic() + 10
-    while emulator.live_objects() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_handles(emulator)
 
 
 def test_reading_while_other_threads_run_loses_nothing(emulator: Emulator) -> None:
@@ -292,7 +284,7 @@ def test_reading_while_other_threads_run_loses_nothing(emulator: Emulator) -> No
         thread.join()
     assert errors == []
     check(layer, weight)
-    _wait_for_handles(emulator)
+    wait_for_handles(emulator)
 
 
 @pytest.mark.parametrize("where", ["compress", "_host_copy"])

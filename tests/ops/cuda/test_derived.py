@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from emulated import EmulatedStream, Emulator, compressed, randn, sparse_weight
+from own_forms import wait_for_handles
 from reference import assert_matches, linear_reference
 from sparse24.ops.cuda import blobs, route, weights
 from sparse24.ops.cuda import products as cuda
@@ -118,7 +119,9 @@ def test_a_dense_copy_of_bare_tensors(stream: EmulatedStream, emulator: Emulator
     assert emulator.launches() == 0
 
 
-def test_threads_compress_once(stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_compress_once(
+    emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Any] = []
     compress = blobs.compress
     monkeypatch.setattr(blobs, "compress", lambda *given: made.append(given[2]) or compress(*given))
@@ -139,6 +142,7 @@ def test_threads_compress_once(stream: EmulatedStream, monkeypatch: pytest.Monke
     for output in outputs:
         assert_matches(output, linear_reference(x, weight))
     assert made == [(0, M)]
+    wait_for_handles(emulator)
 
 
 def test_only_what_is_named_is_kept(stream: EmulatedStream) -> None:
