@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from emulated import EmulatedStream, Emulator, build
-from sparse24.ops.cuda import blobs, cusparselt, route
-from sparse24.ops.cuda import products as cuda
+from sparse24.nn import on_device
+from sparse24.ops.cuda import blobs, cusparselt, launch, route
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +23,7 @@ def library() -> Iterator[Emulator]:
         patch.setenv("SPARSE24_CUDART", str(found.library))
         cusparselt.library()
         yield found
-        cuda.forget()
+        launch.forget()
 
 
 @pytest.fixture
@@ -29,13 +31,13 @@ def emulator(library: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The emulator as new: an sm_86 with 0.8.1. What a test does must break no rule of the library's."""
     monkeypatch.setenv("SPARSE24_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(route, "measured", {})
-    cuda.forget()
+    launch.forget()
     library.reset()
     library.set_deferred(0)
     yield library
     assert library.problems() == ""
     library.set_driver(1)
-    cuda.forget()
+    launch.forget()
     blobs.release()
     assert library.live_objects() == 0
 
@@ -43,3 +45,23 @@ def emulator(library: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def stream(emulator: Emulator) -> EmulatedStream:
     return EmulatedStream()
+
+
+@pytest.fixture
+def compressions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The rows of every blob that is made, as it is made."""
+    made: list[tuple[int, int]] = []
+    compress = blobs.compress
+
+    def counted(values: Tensor, indices: Tensor, rows: tuple[int, int], *rest: Any) -> blobs.Blob:
+        made.append(rows)
+        return compress(values, indices, rows, *rest)
+
+    monkeypatch.setattr(blobs, "compress", counted)
+    return made
+
+
+@pytest.fixture
+def on_emulator(emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are on the GPU, whose stream this is."""
+    monkeypatch.setattr(on_device, "current_stream", lambda tensor: stream)

@@ -6,7 +6,6 @@ Passing here is not validation on a GPU.
 from __future__ import annotations
 
 import ctypes
-import gc
 import inspect
 import threading
 import time
@@ -22,14 +21,17 @@ from torch._subclasses import FakeTensorMode
 import sparse24
 from emulated import EmulatedStream, Emulator, compressed, eight_bit, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference, relative_error
-from sparse24 import SparseConv2d, SparseLinear, masks, ops
+from sparse24 import _C, SparseConv2d, SparseLinear, masks, ops
 from sparse24.ops import scaled
-from sparse24.ops.cuda import blobs, cusparselt, route
+from sparse24.ops.cuda import blobs, cusparselt, launch, route, weights
 from sparse24.ops.cuda import operators as cuda_ops
 from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda import scaled as cuda_scaled
 from sparse24.ops.cuda.cusparselt import GPU, Algorithm
-from sparse24.ops.cuda.products import Epilogue, Window
+from sparse24.ops.cuda.launch import Epilogue
+from sparse24.ops.cuda.products import Window
 from sparse24.ops.cuda.route import Call, Measured
+from sparse24.ops.cuda.weights import Canonical
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 #: TF32 keeps 10 bits of each operand's fraction.
@@ -143,18 +145,18 @@ def test_a_slice_of_tokens_is_one_launch_without_a_copy(
 
     weight = sparse_weight(32, 64, HALF)
     x = _views()["slice of tokens"]
-    monkeypatch.setattr(cuda, "_legal_input", copied)
+    monkeypatch.setattr(cuda, "legal_input", copied)
     cuda.linear(x, *compressed(weight), None, "none", stream)
     assert emulator.launches() == 1
 
 
 def test_relu_with_bounds(stream: EmulatedStream) -> None:
     weight, x = sparse_weight(32, 64, HALF), randn(16, 64)
-    values, indices = compressed(weight)
+    held = Canonical(*compressed(weight))
     epilogue = Epilogue(activation="relu", relu_bounds=(0.5, 6.0))
     call = Call(HALF, HALF, 32, 16, 64, "relu", relu_bounds=(0.5, 6.0))
-    chosen = cuda.route_of(call, values, indices, cusparselt.gpu(0))
-    output = cuda.linear_sparse(x, values, indices, epilogue, HALF, chosen, call, stream)
+    chosen = cuda.route_of(call, held, cusparselt.gpu(0))
+    output = cuda.linear_sparse(x, held, epilogue, HALF, chosen, call, stream)
     product = linear_reference(x, weight)
     # Values at the threshold may round to either side of it.
     sure = (product - 0.5).abs() > 0.01
@@ -204,15 +206,14 @@ def test_measured_figures_decide(emulator: Emulator) -> None:
 
 
 def test_a_dense_copy_is_kept_where_it_is_asked_for(emulator: Emulator, stream: EmulatedStream) -> None:
-    layer = SparseLinear.from_weight(sparse_weight(32, 64, HALF))
-    x = randn(4, 64)
-    values, indices, _ = layer._operands()
-    assert sparse24.keep_dense(layer) == 1
-    first = blobs.dense_weight(values, indices, stream)
-    assert blobs.dense_weight(values, indices, stream) is first
-    assert_matches(cuda.linear(x, values, indices, None, "none", stream), linear_reference(x, layer.weight))
-    sparse24.keep_dense(layer, keep=False)
-    assert blobs.dense_weight(values, indices, stream) is not first
+    weight, x = sparse_weight(32, 64, HALF), randn(4, 64)
+    operands = compressed(weight)
+    weights.keep_dense(*operands, True)
+    first = Canonical(*operands).dense(stream)
+    assert Canonical(*operands).dense(stream) is first
+    assert_matches(cuda.linear(x, *operands, None, "none", stream), linear_reference(x, weight))
+    weights.keep_dense(*operands, False)
+    assert Canonical(*operands).dense(stream) is not first
     assert emulator.launches() == 0
 
 
@@ -220,7 +221,7 @@ def test_float32_needs_leave_to_run_as_tf32(emulator: Emulator, stream: Emulated
     weight, x = sparse_weight(32, 64, FLOAT), randn(16, 64, dtype=FLOAT)
     assert_matches(cuda.linear(x, *compressed(weight), None, "none", stream), linear_reference(x, weight))
     assert emulator.launches() == 0
-    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), *compressed(weight), cusparselt.gpu(0))
+    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), Canonical(*compressed(weight)), cusparselt.gpu(0))
     assert "set_float32_matmul_precision" in chosen.reason
 
 
@@ -230,7 +231,7 @@ def test_float32_that_is_not_1_of_2_runs_dense(emulator: Emulator, stream: Emula
     weight[:, ::4] = weight[:, 1::4] = 1.5  # 2:4, but both in one pair
     assert_matches(cuda.linear(x, *compressed(weight), None, "none", stream), linear_reference(x, weight))
     assert emulator.launches() == 0
-    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), *compressed(weight), cusparselt.gpu(0))
+    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), Canonical(*compressed(weight)), cusparselt.gpu(0))
     assert "one kept weight of every two" in chosen.reason
 
 
@@ -260,8 +261,8 @@ def test_without_a_usable_device_products_run_dense(
 # ---- blobs ------------------------------------------------------------------------------------------
 
 
-def blobs_of(values: Tensor) -> dict[Any, blobs.Blob]:
-    return blobs._prepared[id(values)].blobs
+def blobs_of(*operands: Tensor) -> dict[Any, blobs.Blob]:
+    return weights.derived_of(*operands).blobs
 
 
 def test_a_weight_is_compressed_once(emulator: Emulator, stream: EmulatedStream) -> None:
@@ -269,7 +270,7 @@ def test_a_weight_is_compressed_once(emulator: Emulator, stream: EmulatedStream)
     values, indices = compressed(weight)
     for tokens in (16, 64, 16):
         cuda.linear(randn(tokens, 64), values, indices, None, "none", stream)
-    assert len(blobs_of(values)) == 1
+    assert len(blobs_of(values, indices)) == 1
 
 
 def test_a_weight_is_compressed_again_after_it_changed(stream: EmulatedStream) -> None:
@@ -286,20 +287,19 @@ def test_a_weight_is_compressed_again_for_another_algorithm(stream: EmulatedStre
     key = route.measured_key(Call(HALF, HALF, 288, 16, 64), cusparselt.gpu(0))
     for id in (0, 1, 2, 3):
         route.measured[key] = Measured(Algorithm(id), 1.0, 0.0, 0.0)
-        cuda.forget_plans()
+        launch.forget_plans()
         assert_matches(cuda.linear(x, values, indices, None, "none", stream), linear_reference(x, weight))
-    assert len(blobs_of(values)) == blobs.BLOBS_OF_A_WEIGHT
+    assert len(blobs_of(values, indices)) == blobs.BLOBS_OF_A_WEIGHT
 
 
 def test_blobs_go_with_their_weight(stream: EmulatedStream) -> None:
     values, indices = compressed(sparse_weight(32, 64, HALF))
-    key = id(values)
+    key = weights._key_of(values, indices)
     cuda.linear(randn(16, 64), values, indices, None, "none", stream)
-    blobs.keep_dense(values)
+    assert key in weights._table
     del values
-    gc.collect()
-    assert key not in blobs._prepared
-    assert key not in blobs._keep_dense
+    weights.derived_of(*compressed(sparse_weight(32, 64, HALF)))  # what is gone is dropped with the next
+    assert key not in weights._table
 
 
 def test_a_state_dict_holds_no_blob(stream: EmulatedStream) -> None:
@@ -316,7 +316,7 @@ def test_another_stream_tells_the_allocator(emulator: Emulator, stream: Emulated
     assert stream.recorded == []
     other = emulator.new_stream()
     cuda.linear(randn(16, 64), values, indices, None, "none", other)
-    (blob,) = blobs_of(values).values()
+    (blob,) = blobs_of(values, indices).values()
     assert [tensor.data_ptr() for tensor in other.recorded] == [blob.data.data_ptr()]
     assert set(blobs._workspaces) == {(0, 0), (0, other.handle)}
     emulator.cuda("StreamDestroy", ctypes.c_void_p(other.handle))
@@ -392,8 +392,8 @@ def _prepare_plans(m: int, n: int, k: int, stream: EmulatedStream) -> None:
     """As if a plan of these sizes were known, so that only the blob is missing."""
     call = Call(HALF, HALF, m, n, k)
     form = route.product(call, "none", Algorithm())
-    key = cuda._C.cusparselt_blob_key(0, form)
-    cuda._plans[(0, call, "none", Algorithm(), k, m, (1, 0, 0))] = blobs.Plan(form, key, 1, 1, 1)
+    key = _C.cusparselt_blob_key(0, form)
+    launch._plans[(0, call, "none", Algorithm(), k, m, (1, 0, 0))] = blobs.Plan(form, key, 1, 1, 1)
 
 
 # ---- convolution ------------------------------------------------------------------------------------
@@ -459,8 +459,8 @@ def test_groups_of_no_legal_size_run_dense(emulator: Emulator, stream: EmulatedS
     output = cuda.conv2d(x, values, indices, None, window, "none", stream)
     assert_matches(output, conv2d_reference(x, weight.half(), padding=1, groups=2))
     assert emulator.launches() == 0
-    call = cuda.conv2d_call(x, values, window, (6, 6), HALF, Epilogue())
-    reason = cuda.conv2d_route(call, values, indices, window, cusparselt.gpu(0)).reason
+    call = cuda.conv2d_call(x, len(values), window, (6, 6), HALF, Epilogue())
+    reason = cuda.conv2d_route(call, Canonical(values, indices), window, cusparselt.gpu(0)).reason
     assert reason == "12 output channels in each of 2 groups are no legal size; nearest: 16"
 
 
@@ -479,13 +479,13 @@ def test_scaled_linear(
     stream = EmulatedStream()
     if dtype in FP8:
         emulator.set_sm(90)
-        cuda.forget()
+        launch.forget()
     m, n, k = 64, 37, 70
     x, weight = eight_bit(n, k, dtype=dtype), eight_bit(m, k, dtype=dtype, seed=1, sparse=True)
     scale = torch.rand(m, generator=torch.Generator().manual_seed(2)) / 16 if scales else None
     bias = torch.randint(-3, 4, (m,), generator=torch.Generator().manual_seed(3)).float()
     operands = (x, *compressed(weight), scale, bias, out_dtype)
-    output = cuda.scaled_linear(*operands, activation, stream)
+    output = cuda_scaled.scaled_linear(*operands, activation, stream)
     expected = scaled.scaled_linear_torch(*operands, activation)
     assert output.dtype is out_dtype
     if out_dtype.is_floating_point:
@@ -504,7 +504,7 @@ def test_int8_convolution_is_exact(emulator: Emulator, stream: EmulatedStream) -
     weight = weight.to(torch.int8)
     operands = compressed(ops.conv_weight_to_matrix(weight))
     window = Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
-    output = cuda.scaled_conv2d(x, *operands, None, None, torch.int32, window, "none", stream)
+    output = cuda_scaled.scaled_conv2d(x, *operands, None, None, torch.int32, window, "none", stream)
     expected = F.conv2d(x.double(), weight.double(), padding=1, groups=2)
     assert torch.equal(output.double(), expected)
     assert output.is_contiguous(memory_format=torch.channels_last)
@@ -516,12 +516,14 @@ def test_8_bit_products_without_a_device_run_in_torch(emulator: Emulator, stream
     x, weight = eight_bit(9, 64, dtype=torch.int8), eight_bit(32, 64, dtype=torch.int8, sparse=True)
     operands = (x, *compressed(weight), None, None, torch.int32)
     assert torch.equal(
-        cuda.scaled_linear(*operands, "none", stream).double(), x.double() @ weight.double().t()
+        cuda_scaled.scaled_linear(*operands, "none", stream).double(), x.double() @ weight.double().t()
     )
     window = Window((1, 1), (1, 1), (0, 0), (1, 1), 1)
     image = x.view(1, 9, 8, 8)[:, :8].contiguous()
     kernel = eight_bit(32, 8, dtype=torch.int8, sparse=True)
-    output = cuda.scaled_conv2d(image, *compressed(kernel), None, None, torch.int32, window, "none", stream)
+    output = cuda_scaled.scaled_conv2d(
+        image, *compressed(kernel), None, None, torch.int32, window, "none", stream
+    )
     assert torch.equal(output.double(), F.conv2d(image.double(), kernel.double().view(32, 8, 1, 1)))
     emulator.reset()
     emulator.set_deferred(0)
@@ -531,7 +533,7 @@ def test_fp8_needs_a_gpu_that_has_it(emulator: Emulator, stream: EmulatedStream)
     x = eight_bit(16, 64, dtype=FP8[0])
     weight = eight_bit(32, 64, dtype=FP8[0], sparse=True)
     operands = (x, *compressed(weight), None, None, HALF)
-    output = cuda.scaled_linear(*operands, "none", stream)  # sm_86: in torch
+    output = cuda_scaled.scaled_linear(*operands, "none", stream)  # sm_86: in torch
     assert torch.equal(output, scaled.scaled_linear_torch(*operands))
     assert emulator.launches() == 0
     chosen = route.choose(Call(FP8[0], HALF, 32, 16, 64), cusparselt.gpu(0), False)

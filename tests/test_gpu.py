@@ -20,9 +20,9 @@ from torch import Tensor
 import sparse24
 from emulated import EmulatedStream, Emulator, compressed, randn, sparse_weight
 from reference import ACTIVATIONS, assert_matches, linear_reference
-from sparse24 import SparseConv2d, SparseLinear, masks, ops
+from sparse24 import _C, SparseConv2d, SparseLinear, masks, ops
 from sparse24.choose import gpu
-from sparse24.ops.cuda import cusparselt, device_kernels, route, tuned
+from sparse24.ops.cuda import cusparselt, device_kernels, launch, route, tuned
 from sparse24.ops.cuda import operators as cuda_ops
 from sparse24.ops.cuda import products as cuda
 from sparse24.ops.cuda.cusparselt import GPU
@@ -46,15 +46,15 @@ class KernelsOnCpu:
 
     @staticmethod
     def on_mask24(weight: int, dtype: int, rows: int, cols: int, mask: int, stream: int) -> None:
-        cuda._C.nm_mask(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
+        _C.nm_mask(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
 
     @staticmethod
     def on_prune24(weight: int, dtype: int, rows: int, cols: int, mask: int, stream: int) -> None:
-        cuda._C.nm_prune(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
+        _C.nm_prune(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
 
     @staticmethod
     def on_transposable_mask(weight: int, dtype: int, rows: int, cols: int, mask: int, stream: int) -> None:
-        cuda._C.transposable_mask(weight, dtype, rows, cols, mask, 1)
+        _C.transposable_mask(weight, dtype, rows, cols, mask, 1)
 
     @staticmethod
     def on_compress(
@@ -63,7 +63,7 @@ class KernelsOnCpu:
     ) -> None:  # fmt: skip
         assert stride == cols
         try:
-            cuda._C.compress(dense, dtype, rows, cols, values, indices)
+            _C.compress(dense, dtype, rows, cols, values, indices)
         except ValueError:  # the kernel leaves row * groups + group: here the test's only crowded group
             ctypes.c_int64.from_address(crowded).value = 3
 
@@ -73,7 +73,7 @@ class KernelsOnCpu:
         dense_cols: int, stream: int,
     ) -> None:  # fmt: skip
         assert (dense_rows, dense_cols) == (rows, padded)
-        cuda._C.expand(values, indices, dtype, rows, padded, dense)
+        _C.expand(values, indices, dtype, rows, padded, dense)
 
     @staticmethod
     def on_quantize_per_token(
@@ -193,7 +193,7 @@ def test_expanding_quantizing_and_patches_by_the_kernels(
 
 def opening(prelude: str = "", **environment: str) -> str:
     code = f"""
-from sparse24.ops import cusparselt
+from sparse24.ops.cuda import cusparselt
 {prelude}
 print(cusparselt.library(), cusparselt.why_unavailable(0))"""
     ran = subprocess.run(
@@ -282,7 +282,7 @@ def test_tuning_measures_every_product_and_remembers(emulator: Emulator, stream:
     ]  # fmt: skip
     # Another process reads the figures at its first call.
     route.measured.clear()
-    cuda.forget()
+    launch.forget()
     weight = sparse_weight(288, 64, HALF)
     output = cuda.linear(randn(100, 64), *compressed(weight), None, "none", stream)
     assert_matches(output, linear_reference(randn(100, 64), weight))

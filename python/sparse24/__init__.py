@@ -1,6 +1,6 @@
 """2:4 structured sparsity for PyTorch: prune, retrain, store at half the size, run faster than dense."""
 
-from .choose import explain, keep_dense, tune
+from .choose import explain, keep_dense, prepare, tune
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
 from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense, to_sparse
 from .ops import Error
@@ -25,6 +25,7 @@ __all__ = [
     "is_sparse24",
     "keep_dense",
     "magnitude_mask",
+    "prepare",
     "to_dense",
     "to_sparse",
     "transposable_mask",

@@ -12,9 +12,11 @@ from torch import nn
 
 from ..nn.conv2d import SparseConv2d, _conv_arguments
 from ..nn.linear import SparseLinear
+from ..nn.on_device import Glance
 from ..ops import Error
-from ..ops.cuda import blobs, cusparselt, route, search, tuned
+from ..ops.cuda import cusparselt, route, search, tuned, weights
 from ..ops.cuda import products as cuda
+from ..ops.cuda.launch import forget_plans
 from ..ops.cuda.operators import current_stream
 from ..ops.registry import cpu_isa
 from ..report import format_table
@@ -33,14 +35,19 @@ def keep_dense(model: nn.Module, keep: bool = True) -> int:
 
     A sparse product loses to a dense one where there are few tokens (decoding). Without a copy the weight is
     expanded for such a call, which costs time; with one it costs memory. The copy is made at the first call
-    that wants it, is never saved, and goes with the weight. On a CPU it has no effect.
+    that wants it, is never saved, and is made again after the weight has changed. On a CPU it has no effect.
 
     Returns:
         How many layers it concerns.
     """
     layers = [layer for _, layer in _layers(model)]
     for layer in layers:
-        blobs.keep_dense(layer.values, keep)
+        layer._keeps_dense = keep
+        glance = Glance(layer)
+        if glance.device.type == "cuda" and not glance.is_away:
+            weights.keep_dense(*glance.source(), keep)  # for programs that call the operators with them
+        if not keep:
+            glance.drop_dense()
     return len(layers)
 
 
@@ -55,12 +62,12 @@ def explain(
     """
     if not isinstance(layer, SparseLinear | SparseConv2d):
         raise TypeError(f"explain needs a SparseLinear or a SparseConv2d, not {type(layer).__name__}")
-    values = layer.values
-    if values.device.type == "cpu":
+    on = Glance(layer).device
+    if on.type == "cpu":
         return f"sparse: CPU kernels for {cpu_isa()}"
-    if values.device.type != "cuda":
-        return f"dense: {values.device.type} has no sparse kernels"
-    device = values.get_device()
+    if on.type != "cuda":
+        return f"dense: {on.type} has no sparse kernels"
+    device = on.index
     problem = cusparselt.why_unavailable(device)
     if problem:
         return f"dense: {problem}"
@@ -72,13 +79,14 @@ def describe_route(
 ) -> str:
     """:func:`explain` for a GPU that is given: nothing runs."""
     call = _call_of(layer, input_shape)
-    values, indices, _ = layer._operands()
+    weight = Glance(layer)
     if isinstance(layer, SparseConv2d):
-        chosen = cuda.conv2d_route(call, values, indices, _window(layer), on)
+        chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
     else:
-        chosen = cuda.route_of(call, values, indices, on)
+        chosen = cuda.route_of(call, weight, on)
     if not chosen.sparse:
-        kept = "a kept copy" if blobs.dense_kept(values) else "a weight expanded for the call"
+        is_kept = weight.keeps_dense and weight.derived() is not None
+        kept = "a kept copy" if is_kept else "a weight expanded for the call"
         return f"dense, through {kept}: {chosen.reason}"
     notes = list(chosen.notes)
     if isinstance(layer, SparseConv2d) and not channels_last:
@@ -87,19 +95,15 @@ def describe_route(
     return "; ".join([f"sparse: cuSPARSELt {version}, algorithm {chosen.algorithm.id}", *notes])
 
 
-def _window(layer: SparseConv2d) -> cuda.Window:
-    return cuda.Window(layer.kernel_size, layer.stride, layer._kernel_padding, layer.dilation, layer.groups)
-
-
 def _product_sizes(layer: SparseLinear | SparseConv2d) -> tuple[int, int]:
     """m and k of the product behind a layer (of one group)."""
     if isinstance(layer, SparseLinear):
         return layer.out_features, layer.in_features
-    return cuda.conv2d_sizes(layer.in_channels, layer.out_channels, _window(layer))
+    return cuda.conv2d_sizes(layer.in_channels, layer.out_channels, layer._geometry())
 
 
 def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> route.Call:
-    dtype = layer.values.dtype
+    dtype = Glance(layer).like[0].dtype
     input = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
     if isinstance(layer, SparseLinear):
         like: nn.Module = nn.Linear(layer.in_features, 1, device="meta", dtype=dtype)
@@ -197,11 +201,11 @@ def tune(
         raise ValueError("the model has no SparseLinear or SparseConv2d: convert it with to_sparse first")
     if launches < 1 or any(count < 1 for count in tokens) or not tokens:
         raise ValueError(f"tokens and launches must be positive, not {tuple(tokens)} and {launches}")
-    values = layers[0].values
-    if values.device.type != "cuda":
-        raise Error(f"tune measures on a GPU, and the model is on {values.device}")
-    with torch.cuda.device(values.device):
-        stream = current_stream(values)
+    device = Glance(layers[0]).device
+    if device.type != "cuda":
+        raise Error(f"tune measures on a GPU, and the model is on {device}")
+    with torch.cuda.device(device):
+        stream = current_stream(torch.empty(0, device=device))
         problem = cusparselt.why_unavailable(stream.device)
         if problem:
             raise Error(problem)
@@ -232,7 +236,7 @@ class TuningRun:
     ) -> Tuning:
         """Every distinct product of ``layers``, until the budget is spent."""
         end = time.monotonic() + budget_seconds
-        products = {(layer.values.dtype, *_product_sizes(layer)): layer for layer in layers}
+        products = {(Glance(layer).like[0].dtype, *_product_sizes(layer)): layer for layer in layers}
         rows = []
         for (dtype, m, k), layer in products.items():
             for count in tokens:
@@ -251,16 +255,17 @@ class TuningRun:
             return left("measured before")
         if seconds_left <= 0:
             return left("the budget is spent")
-        values, indices, _ = layer._operands()
-        first_rows = slice(0, call.m)  # of a grouped convolution: the first group
-        reason = cuda.why_not_legal(call, values, indices, self._gpu)
+        weight = Glance(layer)
+        reason = cuda.why_not_legal(call, weight, self._gpu)
         if reason:
             return left(reason)
+        values, indices, _ = layer._operands()
+        first_rows = slice(0, call.m)  # of a grouped convolution: the first group
         found, trials, wrong = search.measure(
             call, values[first_rows], indices[first_rows], self._stream, launches=self._launches,
             by_library=self._by_library, seconds=seconds_left,
         )  # fmt: skip
         route.measured[route.measured_key(call, self._gpu)] = found
-        cuda.forget_plans()
+        forget_plans()
         tuned.save(self._stream.device, self._gpu)
         return Tuned(call.dtype, call.m, call.k, call.n, found, trials, wrong, "")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.weights import Weight
+from . import on_device
 from .forms import Form
 from .weight import CompressedWeight
 
@@ -44,6 +47,8 @@ class CompressedModule(nn.Module):
     bias: nn.Parameter | None
     activation: str
     _version = FORMAT
+    #: What ``keep_dense`` was told.
+    _keeps_dense = False
 
     def __init__(
         self,
@@ -123,8 +128,22 @@ class CompressedModule(nn.Module):
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """values, indices, bias."""
-        parameters: Any = self._parameters
-        return parameters["values"], self._buffers["indices"], parameters["bias"]  # type: ignore[return-value]
+        return self.values, self.indices, self.bias
+
+    def _on_device(self, input: Tensor) -> Tensor | None:
+        """The product on a GPU by the forms that this layer owns; ``None``: the operators have to do it."""
+        return None if torch.compiler.is_compiling() else on_device.product_of(self, input)
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        """The product on a GPU by whatever form ``weight`` has."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        forms, values = self.__dict__.get("_forms"), self._parameters.get("values")
+        if forms is not None and values is not None:
+            forms.be_on(values.device)  # what is left on another device is freed
+        return self
 
     def _padding_columns(self) -> Tensor:
         """bool [K rounded up to 8]: True where a column only pads the layout, and must hold zeros."""
@@ -191,8 +210,9 @@ class CompressedModule(nn.Module):
         parts = ["" if self.bias is not None else ", bias=False"]
         if self.activation != "none":
             parts.append(f", activation={self.activation!r}")
-        if self.values.dtype != torch.float32:
-            parts.append(f", dtype={self.values.dtype}")
+        dtype = on_device.Glance(self).like[0].dtype
+        if dtype != torch.float32:
+            parts.append(f", dtype={dtype}")
         return "".join(parts)
 
     def _refuse_activation(self, dense: str) -> None:

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.products import Window, conv2d_by
+from ..ops.cuda.weights import Weight
 from . import grad
 from .compressed import CompressedModule, wants_grad
 from .forms import Conv2dForm, compress_weight
@@ -85,7 +88,7 @@ class SparseConv2d(CompressedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W], in the dtype of ``values``, as ``nn.Conv2d``."""
-        if self._written_padding is None and not torch.compiler.is_compiling():
+        if input.is_cpu and self._written_padding is None and not torch.compiler.is_compiling():
             own: Any = self._parameters  # past Module.__getattr__, which takes a microsecond for each
             output: Tensor = ops.call_conv2d(
                 input, own["values"], self._buffers["indices"], own["bias"], self.activation, self._window,
@@ -109,10 +112,20 @@ class SparseConv2d(CompressedModule):
         return self._product(input)
 
     def _product(self, input: Tensor) -> Tensor:
+        if input.is_cuda:
+            by_own_forms = self._on_device(input)
+            if by_own_forms is not None:
+                return by_own_forms
         weight = self._operands()
         product = grad.conv2d if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.conv2d
         output: Tensor = product(input, *weight, self.activation, self._window)
         return output
+
+    def _geometry(self) -> Window:
+        return Window(self.kernel_size, self.stride, self._kernel_padding, self.dilation, self.groups)
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        return conv2d_by(input, weight, bias, self._geometry(), self.activation, stream)
 
     @property
     def _form(self) -> Conv2dForm:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.products import linear_by
+from ..ops.cuda.weights import Weight
 from . import grad
 from .compressed import CompressedModule, wants_grad
 from .forms import LinearForm, compress_weight
@@ -49,7 +52,7 @@ class SparseLinear(CompressedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features], in the dtype of ``values``."""
-        if not torch.compiler.is_compiling():
+        if input.is_cpu and not torch.compiler.is_compiling():
             own: Any = self._parameters  # past Module.__getattr__, which takes a microsecond for each
             output: Tensor = ops.call_linear(
                 input, own["values"], self._buffers["indices"], own["bias"], self.activation, self.in_features
@@ -62,10 +65,17 @@ class SparseLinear(CompressedModule):
         """What the short way does not take: gradients, other devices, listeners, and wrong inputs."""
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
+        if input.is_cuda:
+            by_own_forms = self._on_device(input)
+            if by_own_forms is not None:
+                return by_own_forms
         weight = self._operands()
         product = grad.linear if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.linear
         result: Tensor = product(input, *weight, self.activation)
         return result
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        return linear_by(input, weight, bias, self.activation, stream)
 
     @property
     def _form(self) -> LinearForm:

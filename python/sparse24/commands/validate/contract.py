@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops.cuda import blobs, cusparselt, route, search
-from ...ops.cuda import products as cuda
 from ...ops.cuda.cusparselt import Algorithm
+from ...ops.cuda.launch import Epilogue, Launch, plan_of
+from ...ops.cuda.weights import Canonical
 from ..doctor import relative_error
 from .ground import Ground
 from .products import TOLERANCE, name_of, sparse_weight
@@ -58,17 +59,17 @@ class Product:
 
     def launch(
         self,
-        epilogue: cuda.Epilogue | None = None,
+        epilogue: Epilogue | None = None,
         algorithm: Algorithm | None = None,
         x: Tensor | None = None,
     ) -> Tensor:
         """y of this product, as a launch of its own."""
         x = self.x if x is None else x
         y = torch.empty(x.shape[0], self.call.m, dtype=self.call.out_dtype, device=x.device)
-        self.into(y, epilogue or cuda.Epilogue(), algorithm or Algorithm(), x)
+        self.into(y, epilogue or Epilogue(), algorithm or Algorithm(), x)
         return y
 
-    def into(self, y: Tensor, epilogue: cuda.Epilogue, algorithm: Algorithm, x: Tensor) -> None:
+    def into(self, y: Tensor, epilogue: Epilogue, algorithm: Algorithm, x: Tensor) -> None:
         """The same into ``y``, which may have rows apart."""
         call = self.call._replace(
             n=x.shape[0],
@@ -78,7 +79,9 @@ class Product:
         )
         chosen = self.route._replace(algorithm=algorithm)
         rows = (0, self.call.m)
-        launch = cuda._Launch(self.values, self.indices, rows, epilogue, chosen, call, self.ground.stream)
+        launch = Launch(
+            Canonical(self.values, self.indices), rows, epilogue, chosen, call, self.ground.stream
+        )
         launch.run(x, y)
 
     def expected(self, x: Tensor | None = None) -> Tensor:
@@ -87,11 +90,11 @@ class Product:
 
     def blob(self, algorithm: Algorithm, n: int | None = None) -> Tensor:
         """A fresh blob, by the plan of an algorithm and a token count."""
-        plan = cuda._plan_of(
+        plan = plan_of(
             self.call._replace(n=n or self.call.n), "none", algorithm, self.call.k, self.call.m, (1, 0, 0),
             self.ground.stream,
         )  # fmt: skip
-        fresh = blobs._compress(self.values, self.indices, (0, self.call.m), plan, self.ground.stream)
+        fresh = blobs.compress(self.values, self.indices, (0, self.call.m), plan, self.ground.stream)
         return fresh.data.cpu()
 
 
@@ -149,7 +152,7 @@ def _results_repeat(ground: Ground) -> None:
 def _nothing_is_written_beside_the_output(ground: Ground) -> None:
     product = Product(ground, 64, 40, 128)
     canvas = torch.full((42, 96), 24.0, dtype=HALF, device=ground.device)
-    product.into(canvas[1:41, 16:80], cuda.Epilogue(), Algorithm(), product.x)
+    product.into(canvas[1:41, 16:80], Epilogue(), Algorithm(), product.x)
     error = relative_error(canvas[1:41, 16:80], product.expected())
     canvas[1:41, 16:80] = 24.0
     intact = bool((canvas == 24.0).all())
@@ -161,7 +164,7 @@ def _a_bias_can_be_changed(ground: Ground) -> None:
     worst = 0.0
     for seed in range(3):
         bias = ground.tensor(64, dtype=HALF, seed=seed)
-        output = product.launch(cuda.Epilogue(bias))
+        output = product.launch(Epilogue(bias))
         worst = max(worst, relative_error(output, product.expected() + bias.double()))
     ground.check(
         "the bias address is that of the call, not of the plan", worst <= TOLERANCE[HALF], error=worst
@@ -185,7 +188,7 @@ def _sizes(ground: Ground) -> None:
             call = route.Call(dtype, dtype, m, 32, k)
             if m % route.legal_sizes(call)[0] or route.legal_sizes(call)[:2] != (m, k):
                 continue
-            plan = cuda._plan_of(call, "none", Algorithm(), k, m, (1, 0, 0), ground.stream)
+            plan = plan_of(call, "none", Algorithm(), k, m, (1, 0, 0), ground.stream)
             sizes = (plan.blob_bytes, plan.buffer_bytes, plan.workspace_bytes)
             found[name_of(dtype, m, "x", k)] = sizes
     ground.check("sizes of blobs, buffers and workspaces", all(s[0] > 0 for s in found.values()), sizes=found)
@@ -205,7 +208,7 @@ def _gelu(ground: Ground) -> None:
             ground.check(name_of("gelu_tanh fused", dtype, out), True, skipped=reason or "not fused here")
             continue
         product = Product(ground, 64, 64, 128, dtype=dtype, out=out)
-        output = product.launch(cuda.Epilogue(activation="gelu_tanh"))
+        output = product.launch(Epilogue(activation="gelu_tanh"))
         expected = F.gelu(product.expected(), approximate="tanh")
         if out is torch.int8:
             expected = expected.round().clamp(-128, 127)
@@ -225,5 +228,5 @@ def _scale_per_row(ground: Ground, dtype: torch.dtype, name: str) -> None:
         return
     product = Product(ground, 64, 64, 128, dtype=dtype, out=out)
     scale = ground.tensor(64, dtype=torch.float32, seed=7)
-    error = relative_error(product.launch(cuda.Epilogue(None, scale)), product.expected() * scale.double())
+    error = relative_error(product.launch(Epilogue(None, scale)), product.expected() * scale.double())
     ground.check(name, error <= TOLERANCE[out], error=error)

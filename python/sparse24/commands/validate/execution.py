@@ -1,4 +1,4 @@
-"""CUDA graphs, threads, streams, several GPUs, torch.compile and torch.export."""
+"""CUDA graphs, threads, streams, several GPUs, the forms of a weight, torch.compile and torch.export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import SparseConv2d, SparseLinear, masks
+from ...choose import prepare
 from ...ops.cuda import operators as cuda_ops
 from ..doctor import relative_error
 from .ground import Ground, HostStream
@@ -23,7 +24,7 @@ def run(ground: Ground) -> None:
         _threads(ground)
     if ground.emulated:
         return
-    for check in (_graph, _streams, _compile, _export, _autocast, _devices):
+    for check in (_graph, _streams, _forms, _compile, _export, _autocast, _devices):
         with ground.attempt(check.__name__.strip("_")):
             check(ground)
 
@@ -116,6 +117,43 @@ def _streams(ground: Ground) -> None:
         side.synchronize()
         worst = max(worst, relative_error(output, expected))
     ground.check("a weight that goes while another stream reads it", worst <= TOLERANCE[HALF], error=worst)
+
+
+def _forms(ground: Ground) -> None:
+    """One form of a weight for each way of running, and no old weight: on real memory and real streams."""
+    weight, few = sparse_weight(ground, 1024, 2048, dtype=HALF), ground.tensor(1, 2048, dtype=HALF)
+    many, layer = ground.tensor(512, 2048, dtype=HALF), SparseLinear.from_weight(weight)
+    values, indices = (tensor.clone() for tensor in (layer.values, layer.indices))
+    shares = {}
+    with torch.no_grad():
+        for name, tokens in (("blob", 512), ("canonical form", 1), ("both", (1, 512))):
+            (row,) = prepare(layer, tokens=tokens)
+            shares[name] = sum(row.bytes or ()) / row.dense_bytes
+            allocated = torch.cuda.memory_allocated()
+            errors = [relative_error(layer(x), F.linear(x.double(), weight.double())) for x in (many, few)]
+            ground.check(f"with the {name} prepared", max(errors) <= TOLERANCE[HALF], errors=errors,
+                         allocated=allocated)  # fmt: skip
+        small = 0 < shares["blob"] <= 0.65 and 0 < shares["canonical form"] <= 0.65
+        ground.check("memory of one form over dense", small, **shares)
+        prepare(layer, tokens=512)
+        same = torch.equal(layer.values, values) and torch.equal(layer.indices, indices)
+        ground.check("what comes back from the host is what was compressed, bit for bit", same)
+        worst = 0.0
+        for factor in (2, 4):
+            layer(many)
+            layer.values.data.mul_(2)
+            worst = max(worst, relative_error(layer(many), F.linear(many.double(), factor * weight.double())))
+        ground.check("a write through .data takes effect", worst <= TOLERANCE[HALF], error=worst)
+        prepare(layer, tokens=(1, 512))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = [layer(x) for x in (many, few)]
+        layer.values.data.div_(4)
+        prepare(layer, tokens=(1, 512))  # into the memory that the graph reads
+        graph.replay()
+        pairs = zip((many, few), outputs, strict=True)
+        worst = max(relative_error(y, F.linear(x.double(), weight.double())) for x, y in pairs)
+        ground.check("a graph of prepared layers follows the weight", worst <= TOLERANCE[HALF], error=worst)
 
 
 def _compile(ground: Ground) -> None:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.cuda import products as cuda
 from ...ops.cuda import route
 from ...ops.cuda.cusparselt import Algorithm
+from ...ops.cuda.launch import forget_plans
 from ..doctor import relative_error
 from .ground import Ground
 from .products import TOLERANCE, name_of, sparse_weight
@@ -43,7 +43,7 @@ def _one(ground: Ground, call: route.Call) -> None:
     # The sparse product itself, wherever the threshold would send it.
     forced = route.Measured(Algorithm(), 1.0, 0.0, 0.0)
     route.measured[route.measured_key(call, ground.gpu)] = forced
-    cuda.forget_plans()
+    forget_plans()
     operator = ground.operator("linear")
     rivals: dict[str, Callable[[], Tensor]] = {
         "dense": lambda: F.linear(x, weight),

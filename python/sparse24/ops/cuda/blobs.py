@@ -1,14 +1,14 @@
 """What a GPU wants beside the canonical form: blobs, a dense copy where one is asked for, workspaces.
 
-A blob is cuSPARSELt's compressed buffer. It is derived from ``values`` and ``indices`` at the first call, for
-one algorithm, shape, GPU and library, carries a key that says so, is made again when any of them changes, and
-is never saved. It lives as long as the weight it was made from.
+A blob is cuSPARSELt's compressed buffer: opaque, for one algorithm, shape, GPU and library, with a key that
+says so. It is never saved. Everything derived from one weight is owned by one ``Derived``, which is passed
+to the products explicitly: a layer owns one, and ``weights`` finds one for operators that get bare tensors.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,11 @@ from .cusparselt import Product, Stream
 
 #: Blobs kept for a weight: tuned token counts may want different algorithms, and each is a copy.
 BLOBS_OF_A_WEIGHT = 2
+
+#: values [m, K/2] and indices uint8 [m, K/8].
+Operands = tuple[Tensor, Tensor]
+#: What a blob is found by: the first row and the number of rows that it holds, and the library's key.
+Name = tuple[tuple[int, int], _C.BlobKey]
 
 
 def weight_state(values: Tensor, indices: Tensor) -> tuple[int, ...]:
@@ -50,119 +55,151 @@ class Blob(NamedTuple):
     stream: int  # that it was made on
 
 
-class Prepared:
-    """Everything derived from one weight on one device."""
+class Derived:
+    """Everything derived from one state of one weight on one device.
 
-    def __init__(self, values: Tensor, indices: Tensor) -> None:
-        self.owner = weakref.ref(values)
-        self.state = weight_state(values, indices)
-        self.blobs: dict[tuple[tuple[int, int], _C.BlobKey], Blob] = {}  # oldest first
-        self.dense: dict[tuple[int, int], Tensor] = {}
+    It does not watch the weight: whoever owns it calls :meth:`renewed` when the weight may have changed. What
+    a CUDA graph has captured keeps its memory for as long as the owner lives, and is written there again.
+
+    Args:
+        keeps_dense: a dense copy stays on the device, for calls that are faster dense.
+        lock: held while something is built, so that threads build it once; the owner's, where it has one.
+    """
+
+    def __init__(self, keeps_dense: bool = False, lock: threading.RLock | None = None) -> None:
+        self.keeps_dense = keeps_dense
+        self.lock = lock or threading.RLock()
+        self.blobs: dict[Name, Blob] = {}  # oldest first
+        self.dense: Tensor | None = None  # [m, K]
+        self._dense_stream = 0  # that it was made on
+        self._captured: dict[Name | None, Tensor] = {}  # blobs, and under None the dense copy
         self._pairs_are_halved: bool | None = None
 
-    def is_1_of_2(self, values: Tensor, indices: Tensor) -> bool:
+    def renewed(self) -> Derived:
+        """Nothing derived yet, for the weight as it is from now on; this one must not be kept."""
+        with self.lock:
+            fresh = Derived(self.keeps_dense, self.lock)
+            fresh._captured, self._captured = self._captured, {}
+            return fresh
+
+    def is_1_of_2(self, source: Callable[[], Operands]) -> bool:
         """Whether at most one of every two neighbours is kept, as TF32 needs. Synchronises, once."""
-        if self._pairs_are_halved is None:
-            columns = kept_columns(indices).unflatten(1, (-1, 2))
-            same_pair = columns[..., 0] // 2 == columns[..., 1] // 2
-            both = (values.unflatten(1, (-1, 2)) != 0).all(-1)
-            self._pairs_are_halved = not bool((same_pair & both).any())
-        return self._pairs_are_halved
+        with self.lock:
+            if self._pairs_are_halved is None:
+                values, indices = source()
+                columns = kept_columns(indices).unflatten(1, (-1, 2))
+                same_pair = columns[..., 0] // 2 == columns[..., 1] // 2
+                both = (values.unflatten(1, (-1, 2)) != 0).all(-1)
+                self._pairs_are_halved = not bool((same_pair & both).any())
+            return self._pairs_are_halved
 
+    def blob_of(
+        self, source: Callable[[], Operands], rows: tuple[int, int], plan: Plan, stream: Stream
+    ) -> Blob:
+        """The blob that ``plan`` reads, of ``rows`` (first, count) of the weight: found, or compressed by it.
 
-_prepared: dict[int, Prepared] = {}  # by id(values), for as long as that tensor lives
-_keep_dense: dict[int, weakref.ref[Tensor]] = {}
-_workspaces: dict[tuple[int, int], Tensor] = {}  # by device and stream, grown when a plan asks for more
-_lock = threading.Lock()
+        Args:
+            source: gives the canonical form on the device, and is asked only where a blob is made.
 
+        Raises:
+            Error: it would have to be compressed while the stream captures a CUDA graph.
+        """
+        name = (rows, plan.key)
+        found = self.blobs.get(name)
+        if found is None:
+            with self.lock:
+                found = self.blobs.get(name)
+                if found is None:
+                    _refuse_in_a_capture(stream, plan.product.m, plan.product.k)
+                    found = compress(*source(), rows, plan, stream, self._captured.get(name))
+                    self.blobs[name] = found
+                    self._drop_others(rows)
+        if stream.is_capturing:
+            self._captured[name] = found.data
+        elif found.stream != stream.handle:
+            stream.record(found.data)
+        return found
 
-def prepared(values: Tensor, indices: Tensor) -> Prepared:
-    """What has been derived from a weight; begun anew when the weight was moved or changed."""
-    entry = _prepared.get(id(values))
-    if entry is not None and entry.owner() is values and entry.state == weight_state(values, indices):
-        return entry
-    with _lock:
-        key = id(values)
-        if key not in _prepared:
-            weakref.finalize(values, _prepared.pop, key, None).atexit = False
-        entry = _prepared[key] = Prepared(values, indices)
-    return entry
+    def _drop_others(self, rows: tuple[int, int]) -> None:
+        """Forget the oldest blobs of these rows beyond the number that is kept."""
+        names = [name for name in self.blobs if name[0] == rows]
+        for name in names[: max(len(names) - BLOBS_OF_A_WEIGHT, 0)]:
+            del self.blobs[name]
 
+    def dense_of(self, source: Callable[[], Operands], stream: Stream) -> Tensor:
+        """The dense copy [m, K], made at the first call.
 
-def keep_dense(values: Tensor, keep: bool = True) -> None:
-    """Whether a dense copy of this weight stays on the device, for calls that are faster dense."""
-    key = id(values)
-    if keep:
-        _keep_dense[key] = weakref.ref(values)
-        weakref.finalize(values, _keep_dense.pop, key, None).atexit = False
-        return
-    _keep_dense.pop(key, None)
-    entry = _prepared.get(key)
-    if entry is not None:
-        entry.dense.clear()
+        Raises:
+            Error: it would have to be made while the stream captures a CUDA graph.
+        """
+        found = self.dense
+        if found is None:
+            with self.lock:
+                found = self.dense
+                if found is None:
+                    found = self._make_dense(*source(), stream)
+                    self.dense, self._dense_stream = found, stream.handle
+        if stream.is_capturing:
+            self._captured[None] = found
+        elif self._dense_stream != stream.handle:
+            stream.record(found)
+        return found
 
-
-def dense_kept(values: Tensor) -> bool:
-    """Whether :func:`keep_dense` was asked for this weight."""
-    kept = _keep_dense.get(id(values))
-    return kept is not None and kept() is values
-
-
-def dense_weight(values: Tensor, indices: Tensor, stream: Stream) -> Tensor:
-    """The dense weight [m, K]: the copy if one is kept, else expanded for this call."""
-    shape = (values.shape[0], 2 * values.shape[1])
-    if not dense_kept(values):
-        return device_kernels.expand(values, indices, *shape, stream.handle)
-    entry = prepared(values, indices)
-    found = entry.dense.get(shape)
-    if found is None:
-        found = entry.dense[shape] = device_kernels.expand(values, indices, *shape, stream.handle)
+    def _make_dense(self, values: Tensor, indices: Tensor, stream: Stream) -> Tensor:
+        shape = (values.shape[0], 2 * values.shape[1])
+        _refuse_in_a_capture(stream, *shape)
+        made = device_kernels.expand(values, indices, *shape, stream.handle)
+        before = self._captured.get(None)
+        if before is not None and (before.shape, before.dtype) == (made.shape, made.dtype):
+            made = before.copy_(made)
         _C.cusparselt_synchronize(stream.handle)  # other streams may read it from now on
-    return found
+        return made
+
+    def keep_only(self, blobs: Iterable[Name], dense: bool) -> None:
+        """Free every other blob, and the dense copy unless ``dense``; but not what a graph has captured."""
+        with self.lock:
+            wanted = set(blobs)
+            self.blobs = {name: blob for name, blob in self.blobs.items() if name in wanted}
+            if not dense:
+                self.dense = None
+
+    def bytes(self) -> int:
+        """Memory that it holds on the device."""
+        held = [*self._captured.values(), *(blob.data for blob in self.blobs.values())]
+        if self.dense is not None:
+            held.append(self.dense)
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
 
-def blob_of(values: Tensor, indices: Tensor, rows: tuple[int, int], plan: Plan, stream: Stream) -> Blob:
-    """The blob that ``plan`` reads, of ``rows`` (first, count) of a weight: found, or compressed now by it.
-
-    Raises:
-        Error: it would have to be compressed while the stream captures a CUDA graph.
-    """
-    entry = prepared(values, indices)
-    name = (rows, plan.key)
-    found = entry.blobs.get(name)
-    if found is None:
-        found = _compress(values, indices, rows, plan, stream)
-        with _lock:
-            entry.blobs[name] = found
-            _drop_others(entry, rows)
-    if found.stream != stream.handle:
-        stream.record(found.data)
-    return found
-
-
-def _drop_others(entry: Prepared, rows: tuple[int, int]) -> None:
-    """Forget the oldest blobs of these rows beyond the number that is kept."""
-    names = [name for name in entry.blobs if name[0] == rows]
-    for name in names[: max(len(names) - BLOBS_OF_A_WEIGHT, 0)]:
-        del entry.blobs[name]
-
-
-def _compress(values: Tensor, indices: Tensor, rows: tuple[int, int], plan: Plan, stream: Stream) -> Blob:
-    if _C.cusparselt_is_capturing(stream.handle):
+def _refuse_in_a_capture(stream: Stream, m: int, k: int) -> None:
+    if stream.is_capturing:
         raise Error(
-            f"a weight [{plan.product.m}, {plan.product.k}] has not been compressed for this GPU yet, and "
-            "cannot be while a CUDA graph is captured: run the layer once before the capture"
+            f"a weight [{m}, {k}] has not been compressed for this GPU yet, and cannot be while a CUDA graph "
+            "is captured: call sparse24.prepare(model, tokens=...), or run the layer once, before the capture"
         )
+
+
+def compress(
+    values: Tensor, indices: Tensor, rows: tuple[int, int], plan: Plan, stream: Stream,
+    into: Tensor | None = None,
+) -> Blob:  # fmt: skip
+    """A blob of ``rows`` (first, count) of a weight, in ``into`` if that has its size. Synchronises."""
     part = slice(rows[0], rows[0] + rows[1])
     form = plan.product
-    dense = device_kernels.expand(values[part], indices[part], form.m, form.k, stream.handle)
-    data = torch.empty(plan.blob_bytes, dtype=torch.uint8, device=values.device)
+    dense = device_kernels.expand(
+        values[part].contiguous(), indices[part].contiguous(), form.m, form.k, stream.handle
+    )
+    if into is None or into.numel() != plan.blob_bytes:
+        into = torch.empty(plan.blob_bytes, dtype=torch.uint8, device=values.device)
     buffer = torch.empty(plan.buffer_bytes, dtype=torch.uint8, device=values.device)
     key = _C.cusparselt_compress(
-        stream.device, form, dense.data_ptr(), data.data_ptr(), buffer.data_ptr(), stream.handle
+        stream.device, form, dense.data_ptr(), into.data_ptr(), buffer.data_ptr(), stream.handle
     )
     _C.cusparselt_synchronize(stream.handle)  # once: from now on any stream may read it
-    return Blob(key, data, stream.handle)
+    return Blob(key, into, stream.handle)
+
+
+_workspaces: dict[tuple[int, int], Tensor] = {}  # by device and stream, grown when a plan asks for more
 
 
 def workspace(bytes: int, device: torch.device, stream: Stream) -> Tensor:
@@ -170,7 +207,7 @@ def workspace(bytes: int, device: torch.device, stream: Stream) -> Tensor:
 
     A CUDA graph gets its own: it may be replayed on another stream, beside what this one runs.
     """
-    if bytes and _C.cusparselt_is_capturing(stream.handle):
+    if bytes and stream.is_capturing:
         return torch.empty(bytes, dtype=torch.uint8, device=device)
     key = (stream.device, stream.handle)
     found = _workspaces.get(key)
@@ -180,5 +217,5 @@ def workspace(bytes: int, device: torch.device, stream: Stream) -> Tensor:
 
 
 def release() -> None:
-    """Drop the workspaces. Blobs go with their weights."""
+    """Drop the workspaces. Blobs go with their owners."""
     _workspaces.clear()

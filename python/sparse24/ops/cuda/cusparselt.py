@@ -40,6 +40,11 @@ class Stream:
         self.device = device
         self.handle = handle
 
+    @property
+    def is_capturing(self) -> bool:
+        """Whether it captures a CUDA graph."""
+        return _C.cusparselt_is_capturing(self.handle)
+
     def record(self, tensor: Tensor) -> None:
         """Keep the memory of ``tensor``, made on another stream, until what this one has queued is done."""
         tensor.record_stream(torch.cuda.ExternalStream(self.handle, self.device))

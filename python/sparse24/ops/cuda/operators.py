@@ -16,6 +16,7 @@ from ..layout import check_compressed, check_compressible
 from ..registry import library
 from . import device_kernels
 from . import products as cuda
+from . import scaled as cuda_scaled
 from .cusparselt import Stream
 
 
@@ -54,7 +55,7 @@ def _scaled_linear(
     input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
     out_dtype: torch.dtype, activation: str = "none", *, stream: Stream,
 ) -> Tensor:  # fmt: skip
-    return cuda.scaled_linear(input, values, indices, scale, bias, out_dtype, activation, stream)
+    return cuda_scaled.scaled_linear(input, values, indices, scale, bias, out_dtype, activation, stream)
 
 
 def _scaled_conv2d(
@@ -64,7 +65,7 @@ def _scaled_conv2d(
     activation: str = "none", *, stream: Stream,
 ) -> Tensor:  # fmt: skip
     window = cuda.Window(kernel_size, stride, padding, dilation, groups)
-    return cuda.scaled_conv2d(
+    return cuda_scaled.scaled_conv2d(
         input, values, indices, scale, bias, out_dtype, window, activation, stream
     )  # fmt: skip
 

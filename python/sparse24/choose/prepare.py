@@ -1,0 +1,142 @@
+"""``prepare``: the forms that given token counts run on, made before they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..nn.conv2d import SparseConv2d
+from ..nn.device_forms import Bytes
+from ..nn.linear import SparseLinear
+from ..nn.on_device import Glance, weight_of
+from ..ops.cuda import cusparselt, route
+from ..ops.cuda import products as cuda
+from ..ops.cuda.blobs import Name
+from ..ops.cuda.launch import ready
+from ..ops.cuda.operators import current_stream
+from ..ops.cuda.weights import Weight
+from ..report import format_table
+from .gpu import _layers, _product_sizes
+
+
+class Prepared(NamedTuple):
+    """What :func:`prepare` did with one layer."""
+
+    name: str
+    sparse: tuple[int, ...]  #: token counts that run on the blob
+    dense: tuple[int, ...]  #: token counts that run dense
+    bytes: Bytes | None  #: on the device, by form; None: not on a GPU
+    dense_bytes: int  #: of the weight as a dense matrix
+    remark: str  #: why something is not as it was asked for
+
+
+class Preparation(tuple[Prepared, ...]):
+    """Rows of :func:`prepare` in model order; ``print`` shows them as a table."""
+
+    def __str__(self) -> str:
+        rows = [("layer", "sparse", "dense", "canonical", "blobs", "copy", "of dense", "remark")]
+        for row in self:
+            sparse, dense = (" ".join(map(str, part)) for part in (row.sparse, row.dense))
+            canonical = blobs = copy = share = ""
+            if row.bytes is not None:
+                canonical, blobs, copy = (f"{part:,}" for part in row.bytes)
+                share = f"{sum(row.bytes) / row.dense_bytes:.2f}"
+            rows.append((row.name or "(root)", sparse, dense, canonical, blobs, copy, share, row.remark))
+        return format_table(rows)
+
+
+def prepare(model: nn.Module, tokens: int | Sequence[int]) -> Preparation:
+    """Make now what the compressed layers of ``model`` will run on, and free what they will not.
+
+    On a GPU a weight has one form for each way of running: cuSPARSELt's blob for many tokens, the canonical
+    form for few (or a dense copy, where ``keep_dense`` asked for one). A layer makes a form when a call first
+    wants it; before a CUDA graph is captured, or where memory counts, say here which. With one form a
+    16-bit weight takes about 0.57 of its dense size. On a CPU, whose kernels read the canonical form, there
+    is nothing to do, and the rows say so. What a captured graph reads is never freed.
+
+    Args:
+        tokens: the count, or counts, that the layers will be called with: batch times sequence; of a
+            convolution batch times pixels of the output.
+
+    Returns:
+        A row a layer: what runs sparse and dense, the memory by form, and remarks. A layer whose tensors
+        something else holds (an optimizer, a ``state_dict``) computes from them, and has a remark.
+
+    Raises:
+        ValueError: no compressed layers, no counts, or a count that is not positive.
+        Error: a form cannot be made: the stream captures a CUDA graph, or the device has failed.
+    """
+    counts = (tokens,) if isinstance(tokens, int) else tuple(tokens)
+    if not counts or any(count < 1 for count in counts):
+        raise ValueError(f"tokens must be positive counts, not {tokens!r}")
+    layers = list(_layers(model))
+    if not layers:
+        raise ValueError("the model has no SparseLinear or SparseConv2d: convert it with to_sparse first")
+    return Preparation(_prepare_where_it_is(name, layer, counts) for name, layer in layers)
+
+
+def _prepare_where_it_is(name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...]) -> Prepared:
+    device = Glance(layer).device
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return prepare_layer(name, layer, counts, current_stream(torch.empty(0, device=device)))
+    what = "its kernels read the canonical form" if device.type == "cpu" else "it has no sparse kernels"
+    return Prepared(name, (), (), None, _dense_bytes(layer), f"on {device.type}: {what}, nothing to prepare")
+
+
+def _dense_bytes(layer: SparseLinear | SparseConv2d) -> int:
+    values = Glance(layer).like[0]
+    return 2 * values.numel() * values.element_size()
+
+
+@torch.no_grad()
+def prepare_layer(
+    name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...], stream: cusparselt.Stream
+) -> Prepared:
+    """:func:`prepare` of one layer for a GPU's stream, which must be the current one."""
+    weight = weight_of(layer, Glance(layer).device, stream)
+    if weight is None:
+        return Prepared(name, (), (), None, _dense_bytes(layer), "no plain values and indices on one device")
+    forms = weight.forms
+    ways: dict[int, str] = {}  # by count, why it runs dense
+    blobs: list[Name] = []
+    remark = cusparselt.why_unavailable(stream.device)
+    for count in counts:
+        reason = remark
+        if not remark:
+            made, reason = _make(layer, weight, count, stream)
+            blobs += made
+        ways[count] = reason
+    dense = [count for count, reason in ways.items() if reason]
+    held = cuda.HELD in ways.values()
+    copied = bool(dense) and not remark and weight.keeps_dense and weight.derived() is not None
+    if copied:
+        weight.dense(stream)
+    # What runs dense only while others hold the weight will not want the canonical form.
+    canonical = any(reason and reason != cuda.HELD for reason in ways.values()) and not copied
+    forms.keep_only(blobs, copied, canonical, stream)
+    remark = remark or (cuda.HELD if held else "")
+    sparse = tuple(count for count, reason in ways.items() if not reason)
+    return Prepared(name, sparse, tuple(dense), forms.bytes(layer), _dense_bytes(layer), remark)
+
+
+def _make(
+    layer: SparseLinear | SparseConv2d, weight: Weight, count: int, stream: cusparselt.Stream
+) -> tuple[list[Name], str]:
+    """The blobs of a call of ``count`` tokens, or why it runs dense."""
+    m, k = _product_sizes(layer)
+    dtype = weight.like[0].dtype
+    call = route.Call(dtype, dtype, m, count, k, layer.activation, layer.bias is not None)
+    on = ready(stream.device)
+    if isinstance(layer, SparseConv2d):
+        chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
+        if chosen.sparse:
+            return cuda.prepare_conv2d(call, weight, layer._geometry(), chosen, stream), ""
+    else:
+        chosen = cuda.route_of(call, weight, on)
+        if chosen.sparse:
+            return cuda.prepare_linear(call, weight, chosen, stream), ""
+    return [], chosen.reason

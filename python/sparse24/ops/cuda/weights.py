@@ -1,0 +1,131 @@
+"""A compressed weight as the products on a GPU take it: bare tensors here, a layer's own in ``nn``.
+
+Operators of ``torch.ops.sparse24`` get ``values`` and ``indices`` and nothing else (an exported or compiled
+program has no layer at hand), so a table finds what was derived from them before.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from . import device_kernels
+from .blobs import Derived, Operands
+from .cusparselt import Stream
+
+
+class Weight(ABC):
+    """One weight for one call.
+
+    Attributes:
+        like: values and indices, or tensors on the meta device with their shapes and dtypes.
+        keeps_dense: whether a dense copy is kept for calls that are faster dense.
+    """
+
+    like: Operands
+    keeps_dense: bool
+
+    @abstractmethod
+    def derived(self) -> Derived | None:
+        """What is derived from it, the same for all of a call; ``None``: nothing may be, others hold it."""
+
+    @abstractmethod
+    def source(self) -> Operands:
+        """The canonical form on the device, for as long as something is derived from it."""
+
+    @abstractmethod
+    def read(self) -> Operands:
+        """The canonical form on the device, for a product that reads it itself: it stays there."""
+
+    def dense(self, stream: Stream) -> Tensor:
+        """The dense weight [m, K]: the copy if one is kept, else expanded for this call."""
+        derived = self.derived() if self.keeps_dense else None
+        if derived is not None:
+            return derived.dense_of(self.source, stream)
+        values, indices = self.read()
+        rows, columns = values.shape[0], 2 * values.shape[1]
+        return device_kernels.expand(
+            values.detach().contiguous(), indices.contiguous(), rows, columns, stream.handle
+        )
+
+
+class Canonical(Weight):
+    """Bare ``values`` [m, K/2] and ``indices`` [m, K/8], as an operator gets them."""
+
+    def __init__(self, values: Tensor, indices: Tensor) -> None:
+        self.like = (values, indices)
+        entry = _table.get(_key_of(values, indices))
+        self.keeps_dense = entry is not None and entry.derived.keeps_dense
+        self._derived: Derived | None = None
+
+    def derived(self) -> Derived:
+        if self._derived is None:
+            self._derived = derived_of(*self.like)
+        return self._derived
+
+    def source(self) -> Operands:
+        return self.like
+
+    def read(self) -> Operands:
+        return self.like
+
+
+class _Entry(NamedTuple):
+    storages: tuple[StorageWeakRef, StorageWeakRef]
+    versions: tuple[int, int] | None
+    derived: Derived
+
+
+#: By storages and what of them values and indices are. An entry's weak references keep the addresses of its
+#: storages from being given to others, so whoever has the key of an entry has living storages.
+_table: dict[tuple[object, ...], _Entry] = {}
+_lock = threading.Lock()
+
+
+def _key_of(values: Tensor, indices: Tensor) -> tuple[object, ...]:
+    return tuple(
+        (t.untyped_storage()._cdata, t.data_ptr(), t.shape, t.stride(), t.dtype) for t in (values, indices)
+    )
+
+
+def _versions_of(values: Tensor, indices: Tensor) -> tuple[int, int] | None:
+    if values.is_inference() or indices.is_inference():
+        return None  # such tensors keep no count
+    return values._version, indices._version
+
+
+def derived_of(values: Tensor, indices: Tensor) -> Derived:
+    """What was derived from these tensors; begun anew where torch has counted a write since.
+
+    Torch does not count writes through ``.data``, through memory that is shared outside of it (DLPack), or to
+    tensors made in ``inference_mode``: they are not seen here, and the old weight answers. The layers of
+    sparse24 own what is derived from their weights and have no such gap. What belonged to storages that are
+    gone is dropped when something is next begun.
+    """
+    key, versions = _key_of(values, indices), _versions_of(values, indices)
+    entry = _table.get(key)
+    if entry is not None and entry.versions == versions:
+        return entry.derived
+    with _lock:
+        entry = _table.get(key)
+        if entry is None or entry.versions != versions:
+            for gone in [k for k, e in _table.items() if any(s.expired() for s in e.storages)]:
+                del _table[gone]
+            storages = (StorageWeakRef(values.untyped_storage()), StorageWeakRef(indices.untyped_storage()))
+            derived = Derived() if entry is None else entry.derived.renewed()
+            entry = _table[key] = _Entry(storages, versions, derived)
+    return entry.derived
+
+
+def keep_dense(values: Tensor, indices: Tensor, keep: bool) -> None:
+    """Whether operators that get these tensors keep a dense copy of the weight."""
+    if not keep and _key_of(values, indices) not in _table:
+        return
+    derived = derived_of(values, indices)
+    derived.keeps_dense = keep
+    if not keep:
+        derived.dense = None
