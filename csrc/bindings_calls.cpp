@@ -1,10 +1,10 @@
 // The short way to a product: one C call from a layer's forward to the kernel.
 //
 // Through torch's dispatcher a product costs several microseconds more than its kernel. call_linear and
-// call_conv2d read the tensors through DLPack's C table, which needs no header of torch, check them, and run;
-// or they answer NotImplemented, having done nothing, and the caller goes the long way round: when somebody
-// listens to the dispatcher (a mode, functorch, tracing, autocast, a profiler), when a gradient is wanted, when
-// a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
+// call_conv2d take a layer's dicts, read the tensors through DLPack's C table, which needs no header of torch, check
+// them, and run; or they answer NotImplemented, having done nothing, and the caller goes the long way round: when
+// somebody listens to the dispatcher (a mode, functorch, tracing, autocast, a profiler), when a gradient is wanted,
+// when a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
 // operator finds the words for that. Where torch has no such table (before 2.10) the answer is always that.
 
 #include <Python.h>
@@ -31,11 +31,12 @@ namespace {
 struct Torch {
   const dlpack::ExchangeTable* table = nullptr;                                             // null: this torch has none
   PyObject *tensor, *parameter;                                                             // types
-  PyObject *modes, *function_modes, *interpreters, *tracing, *autocast, *profiling, *grad;  // callables
-  PyObject *threads, *empty;
-  PyObject *cpu, *channels_last;                 // arguments
-  PyObject *is_neg, *new_empty, *requires_grad;  // names of methods and attributes
-  PyObject* memory_format_names;                 // ("dtype", "memory_format")
+  PyObject *modes, *function_modes, *interpreters, *tracing, *excluded, *profiling, *grad;  // callables
+  PyObject* threads;
+  PyObject* autocast;                 // the dispatch key, which is excluded while autocast is off
+  PyObject* make;                     // (sizes, strides, dtype) to a tensor; None: this torch has no such function
+  PyObject *values, *indices, *bias;  // names of a layer's tensors
+  PyObject *is_neg, *requires_grad;   // names of methods and attributes
   PyObject* dtypes[3];
 };
 
@@ -51,17 +52,19 @@ Torch look_up() {
   t.function_modes = attribute(c, "_len_torch_function_stack");
   t.interpreters = attribute(c.attr("_functorch"), "peek_interpreter_stack");
   t.tracing = attribute(c, "_is_tracing");
-  t.autocast = attribute(torch, "is_autocast_enabled");
+  t.excluded = attribute(c, "_dispatch_tls_is_dispatch_key_excluded");
+  t.autocast = attribute(c.attr("DispatchKey"), "AutocastCPU");
   t.profiling = attribute(c.attr("_autograd"), "_profiler_enabled");
   t.grad = attribute(torch, "is_grad_enabled");
   t.threads = attribute(torch, "get_num_threads");
-  t.empty = attribute(torch, "empty");
-  t.channels_last = attribute(torch, "channels_last");
-  t.cpu = PyUnicode_InternFromString("cpu");
+  t.values = PyUnicode_InternFromString("values");
+  t.indices = PyUnicode_InternFromString("indices");
+  t.bias = PyUnicode_InternFromString("bias");
   t.is_neg = PyUnicode_InternFromString("is_neg");
-  t.new_empty = PyUnicode_InternFromString("new_empty");
   t.requires_grad = PyUnicode_InternFromString("requires_grad");
-  t.memory_format_names = py::make_tuple("dtype", "memory_format").release().ptr();
+  // What Inductor's programs make their outputs with: an ordinary tensor, a microsecond sooner than new_empty.
+  const py::object dynamo = py::getattr(c, "_dynamo", py::none());
+  t.make = py::getattr(py::getattr(dynamo, "guards", py::none()), "_empty_strided_cpu", py::none()).release().ptr();
   t.dtypes[0] = attribute(torch, "float32");
   t.dtypes[1] = attribute(torch, "float16");
   t.dtypes[2] = attribute(torch, "bfloat16");
@@ -69,7 +72,9 @@ Torch look_up() {
   if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
     const auto* table =
         static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (table->major == dlpack::kMajorVersion && table->view_of_object != nullptr) t.table = table;
+    if (table->major == dlpack::kMajorVersion && table->view_of_object != nullptr && t.make != Py_None) {
+      t.table = table;
+    }
   }
   return t;
 }
@@ -80,11 +85,9 @@ const Torch& torch() {
   return found.call_once_and_store_result(look_up).get_stored();
 }
 
-// The truth of what a callable without arguments, or with one, answers. A Python error counts as true: the
-// long way will meet it again.
+// The truth of what a callable answers. A Python error counts as true: the long way will meet it again.
 bool says(PyObject* callable, PyObject* argument = nullptr) {
-  PyObject* arguments[] = {argument};
-  PyObject* answer = PyObject_Vectorcall(callable, arguments, argument != nullptr, nullptr);
+  PyObject* answer = argument == nullptr ? PyObject_CallNoArgs(callable) : PyObject_CallOneArg(callable, argument);
   if (answer == nullptr) {
     PyErr_Clear();
     return true;
@@ -119,7 +122,7 @@ bool method_says(PyObject* tensor, PyObject* name) {
 // Whether anybody but us wants to see the call: the one test of torch's state.
 bool somebody_listens(const Torch& t) {
   return says(t.modes) || says(t.function_modes) || says(t.interpreters) || says(t.tracing) ||
-         says(t.autocast, t.cpu) || says(t.profiling);
+         !says(t.excluded, t.autocast) || says(t.profiling);
 }
 
 // A plain tensor's memory, shape and strides; false for anything else.
@@ -186,9 +189,15 @@ bool activation_of(PyObject* name, Activation& out) {
   return false;
 }
 
-// input, values, indices, bias (or None), activation: true if the short way may take them.
+// input, a layer's _parameters and _buffers, activation: true if the short way may take them. The dicts are
+// read as C reads a dict: a tensor that is away from them (nn/lent.py) is not brought back, it is not there.
 bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
-  PyObject *input = arguments[0], *values = arguments[1], *indices = arguments[2], *bias = arguments[3];
+  PyObject *input = arguments[0], *parameters = arguments[1], *buffers = arguments[2];
+  if (!PyDict_Check(parameters) || !PyDict_Check(buffers)) return false;
+  PyObject* values = PyDict_GetItemWithError(parameters, t.values);
+  PyObject* bias = PyDict_GetItemWithError(parameters, t.bias);
+  PyObject* indices = PyDict_GetItemWithError(buffers, t.indices);
+  if (values == nullptr || bias == nullptr || indices == nullptr) return PyErr_Clear(), false;
   if (t.table == nullptr || Py_TYPE(input) != reinterpret_cast<PyTypeObject*>(t.tensor)) return false;
   out.has_bias = bias != Py_None;
   dlpack::Tensor v, i;
@@ -203,7 +212,7 @@ bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
                        out.bias.ndim != 1 || out.bias.shape[0] != v.shape[0] || !contiguous(out.bias))) {
     return false;
   }
-  if (!activation_of(arguments[4], out.activation) || somebody_listens(t) || method_says(input, t.is_neg)) return false;
+  if (!activation_of(arguments[3], out.activation) || somebody_listens(t) || method_says(input, t.is_neg)) return false;
   if (says(t.grad) && (is_set(input, t.requires_grad) || is_set(values, t.requires_grad) ||
                        (out.has_bias && is_set(bias, t.requires_grad)))) {
     return false;
@@ -215,10 +224,22 @@ bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
   return !PyErr_Occurred();
 }
 
-PyObject* shape_tuple(const std::int64_t* shape, int ndim) {
-  PyObject* tuple = PyTuple_New(ndim);
-  for (int i = 0; tuple != nullptr && i < ndim; ++i) PyTuple_SET_ITEM(tuple, i, PyLong_FromLongLong(shape[i]));
+PyObject* tuple_of(const std::int64_t* numbers, int count) {
+  PyObject* tuple = PyTuple_New(count);
+  for (int i = 0; tuple != nullptr && i < count; ++i) PyTuple_SET_ITEM(tuple, i, PyLong_FromLongLong(numbers[i]));
   return tuple;
+}
+
+// A new tensor on the CPU, or null with a Python error.
+PyObject* make(const Torch& t, const std::int64_t* shape, const std::int64_t* strides, int ndim, DType dtype) {
+  PyObject *sizes = tuple_of(shape, ndim), *steps = tuple_of(strides, ndim), *made = nullptr;
+  if (sizes != nullptr && steps != nullptr) {
+    PyObject* arguments[] = {sizes, steps, t.dtypes[static_cast<int>(dtype)]};
+    made = PyObject_Vectorcall(t.make, arguments, 3, nullptr);
+  }
+  Py_XDECREF(sizes);
+  Py_XDECREF(steps);
+  return made;
 }
 
 // Runs `product` without the GIL, and says with a Python error what it threw.
@@ -251,48 +272,49 @@ PyObject* finish(PyObject* output, const Torch& t, Args& args, Product product) 
   return nullptr;
 }
 
-// call_linear(input, values, indices, bias, activation, in_features)
+// call_linear(input, parameters, buffers, activation, in_features)
 PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 6 || !read_operands(t, arguments, o)) Py_RETURN_NOTIMPLEMENTED;
-  const std::int64_t k = PyLong_AsLongLong(arguments[5]);
+  if (count != 5 || !read_operands(t, arguments, o)) Py_RETURN_NOTIMPLEMENTED;
+  const std::int64_t k = PyLong_AsLongLong(arguments[4]);
   const dlpack::Tensor& x = o.x;
   if (k <= 0 || x.ndim < 1 || x.shape[x.ndim - 1] != k || round_up(k, 8) != o.weight.padded || x.ndim > 8) {
     PyErr_Clear();
     Py_RETURN_NOTIMPLEMENTED;
   }
-  std::int64_t shape[8], tokens = 1, stride = k;
+  std::int64_t shape[8], strides[8], tokens = 1, stride = k, step = o.weight.rows;
   for (int i = 0; i < x.ndim - 1; ++i) tokens *= shape[i] = x.shape[i];
-  shape[x.ndim - 1] = o.weight.rows;
+  shape[x.ndim - 1] = o.weight.rows, strides[x.ndim - 1] = 1;
+  for (int i = x.ndim - 2; i >= 0; --i) {
+    strides[i] = step;
+    step *= shape[i] > 0 ? shape[i] : 1;
+  }
   if (!contiguous(x)) {
     if (x.ndim != 2 || x.strides[1] != 1 || x.strides[0] < 0) Py_RETURN_NOTIMPLEMENTED;
     stride = x.strides[0];
   }
-  PyObject* sizes = shape_tuple(shape, x.ndim);
-  if (sizes == nullptr) return nullptr;
-  PyObject* output = PyObject_CallMethodOneArg(arguments[0], t.new_empty, sizes);
-  Py_DECREF(sizes);
+  PyObject* output = make(t, shape, strides, x.ndim, o.dtype);
   Linear args{o.weight, o.dtype,      x.data,   o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
               stride,   o.activation, o.threads};
   return finish(output, t, args, [](const Linear& a) { linear(a); });
 }
 
-// call_conv2d(input, values, indices, bias, activation, window, in_channels), window: kernel_size, stride,
+// call_conv2d(input, parameters, buffers, activation, window, in_channels), window: kernel_size, stride,
 // padding, dilation, two ints each, and groups
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 7 || !PyTuple_Check(arguments[5]) || PyTuple_GET_SIZE(arguments[5]) != 9 ||
+  if (count != 6 || !PyTuple_Check(arguments[4]) || PyTuple_GET_SIZE(arguments[4]) != 9 ||
       !read_operands(t, arguments, o) || o.x.ndim != 4) {
     Py_RETURN_NOTIMPLEMENTED;
   }
   std::array<std::int64_t, 9> w;
-  for (int i = 0; i < 9; ++i) w[static_cast<std::size_t>(i)] = PyLong_AsLongLong(PyTuple_GET_ITEM(arguments[5], i));
+  for (int i = 0; i < 9; ++i) w[static_cast<std::size_t>(i)] = PyLong_AsLongLong(PyTuple_GET_ITEM(arguments[4], i));
   const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = w;
   const std::int64_t *size = o.x.shape, rows = o.weight.rows;
   if (PyErr_Occurred() || r < 1 || s < 1 || stride_h < 1 || stride_w < 1 || pad_h < 0 || pad_w < 0 || dilation_h < 1 ||
-      dilation_w < 1 || groups < 1 || size[1] < 1 || size[1] != PyLong_AsLongLong(arguments[6]) ||
+      dilation_w < 1 || groups < 1 || size[1] < 1 || size[1] != PyLong_AsLongLong(arguments[5]) ||
       size[1] % groups != 0 || rows % groups != 0 ||
       round_up(r * s * round_up(size[1] / groups, 4), 8) != o.weight.padded) {
     PyErr_Clear();
@@ -303,16 +325,10 @@ PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const bool plain = contiguous(o.x), last = !plain && channels_last(o.x);
   if (room_h < 0 || room_w < 0 || (!plain && !last)) Py_RETURN_NOTIMPLEMENTED;
   const std::int64_t shape[] = {size[0], rows, room_h / stride_h + 1, room_w / stride_w + 1};
-  PyObject* sizes = shape_tuple(shape, 4);
-  if (sizes == nullptr) return nullptr;
-  PyObject* output;
-  if (last) {
-    PyObject* made[] = {sizes, t.dtypes[static_cast<int>(o.dtype)], t.channels_last};
-    output = PyObject_Vectorcall(t.empty, made, 1, t.memory_format_names);
-  } else {
-    output = PyObject_CallMethodOneArg(arguments[0], t.new_empty, sizes);
-  }
-  Py_DECREF(sizes);
+  const std::int64_t h = shape[2], width = shape[3];
+  const std::int64_t across[] = {rows * h * width, h * width, width, 1},
+                     inward[] = {h * width * rows, 1, width * rows, rows};
+  PyObject* output = make(t, shape, last ? inward : across, 4, o.dtype);
   Conv2d args{o.weight,     o.dtype,    o.x.data, o.has_bias ? o.bias.data : nullptr,
               nullptr,      size[0],    size[1],  size[2],
               size[3],      rows,       r,        s,

@@ -5,8 +5,8 @@ Pointers are addresses; ops has checked every argument.
 ``dtype`` and ``activation`` are the values of the enums in csrc/sparse24.h; a mask or bias of address 0
 is absent. ``weight`` is (values, indices, dtype, rows, padded), ``shape`` (batch, in_channels, height, width)
 and ``window`` (kernel, stride, padding, dilation: height and width of each; groups). Products and masks let
-go of the interpreter lock while they run. ``call_linear`` and ``call_conv2d`` take tensors, and return a
-tensor or ``NotImplemented``, having done nothing.
+go of the interpreter lock while they run. ``call_linear`` and ``call_conv2d`` take a layer's dicts, and
+return a tensor or ``NotImplemented``, having done nothing.
 
 What begins with ``cusparselt_`` is the C++ API of that name in csrc/sparse24.h. ``stream`` is a cudaStream_t;
 sizes are (blob, compress buffer, workspace) in bytes; ``batches`` is (count, stride of x, stride of y);
@@ -54,13 +54,12 @@ def conv2d(
     threads: int,
 ) -> None: ...
 def call_linear(
-    input: Any, values: Any, indices: Any, bias: Any, activation: str, in_features: int, /
+    input: Any, parameters: dict[str, Any], buffers: dict[str, Any], activation: str, in_features: int, /
 ) -> Any: ...
 def call_conv2d(
     input: Any,
-    values: Any,
-    indices: Any,
-    bias: Any,
+    parameters: dict[str, Any],
+    buffers: dict[str, Any],
     activation: str,
     window: tuple[int, ...],
     in_channels: int,

@@ -88,12 +88,10 @@ class SparseConv2d(CompressedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W], in the dtype of ``values``, as ``nn.Conv2d``."""
-        if input.is_cpu and self._written_padding is None and not torch.compiler.is_compiling():
-            own: Any = self._parameters  # past Module.__getattr__, which takes a microsecond for each
+        if self._written_padding is None and not torch.compiler.is_compiling():
             output: Tensor = ops.call_conv2d(
-                input, own["values"], self._buffers["indices"], own["bias"], self.activation, self._window,
-                self.in_channels,
-            )  # fmt: skip
+                input, self._parameters, self._buffers, self.activation, self._window, self.in_channels
+            )
             if output is not NotImplemented:
                 return output
         return self._general(input)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -52,10 +50,9 @@ class SparseLinear(CompressedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features], in the dtype of ``values``."""
-        if input.is_cpu and not torch.compiler.is_compiling():
-            own: Any = self._parameters  # past Module.__getattr__, which takes a microsecond for each
+        if not torch.compiler.is_compiling():
             output: Tensor = ops.call_linear(
-                input, own["values"], self._buffers["indices"], own["bias"], self.activation, self.in_features
+                input, self._parameters, self._buffers, self.activation, self.in_features
             )
             if output is not NotImplemented:
                 return output

@@ -122,28 +122,9 @@ def _conv2d_cpu(
 def conv2d(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str, window: Window
 ) -> Tensor:
-    """``torch.ops.sparse24.conv2d``, past the dispatcher where nobody listens to it and all is plain.
-
-    Args:
-        window: kernel_size, stride, padding and dilation, two numbers each, and groups.
-    """
-    if not torch.compiler.is_compiling():
-        channels = input.shape[1] if input.dim() == 4 else 0
-        output: Tensor = _C.call_conv2d(input, values, indices, bias, activation, window, channels)
-        if output is not NotImplemented:
-            return output
-    return _dispatched(
-        input,
-        values,
-        indices,
-        bias,
-        window[0:2],
-        window[2:4],
-        window[4:6],
-        window[6:8],
-        window[8],
-        activation,
-    )
+    """``torch.ops.sparse24.conv2d`` of a window."""
+    geometry = (window[0:2], window[2:4], window[4:6], window[6:8], window[8])
+    return _dispatched(input, values, indices, bias, *geometry, activation)
 
 
 library.impl("conv2d", conv2d_torch, "CompositeExplicitAutograd")

@@ -64,25 +64,15 @@ def _linear_cpu(
     return output
 
 
-def linear(
-    input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str = "none"
-) -> Tensor:
-    """``torch.ops.sparse24.linear``, past the dispatcher where nobody listens to it and all is plain."""
-    if not torch.compiler.is_compiling():
-        output: Tensor = _C.call_linear(input, values, indices, bias, activation, input.shape[-1])
-        if output is not NotImplemented:
-            return output
-    return _dispatched(input, values, indices, bias, activation)
-
-
 library.impl("linear", linear_torch, "CompositeExplicitAutograd")
 library.impl("linear", _linear_cpu, "CPU")
 
 
-_dispatched: Callable[..., Tensor] = torch.ops.sparse24.linear.default
+#: Through torch's dispatcher.
+linear: Callable[..., Tensor] = torch.ops.sparse24.linear.default
 
 for _device in ("cpu", "cuda"):
-    library.impl("linear", under_autocast(_dispatched, _device), f"Autocast{_device.upper()}")
+    library.impl("linear", under_autocast(linear, _device), f"Autocast{_device.upper()}")
 
 
 @register_fake("sparse24::linear", lib=library)
