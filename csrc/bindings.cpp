@@ -51,6 +51,12 @@ PYBIND11_MODULE(_C, m) {
       py::arg("dense"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), py::arg("values"), py::arg("indices"),
       free_gil);
   m.def(
+      "find_crowded",
+      [](Address dense, int dtype, std::int64_t rows, std::int64_t cols) {
+        return find_crowded(at<void>(dense), dtype_of(dtype), rows, cols, cols);
+      },
+      py::arg("dense"), py::arg("dtype"), py::arg("rows"), py::arg("cols"), free_gil);
+  m.def(
       "expand",
       [](Address values, Address indices, int dtype, std::int64_t rows, std::int64_t padded, Address dense) {
         expand(at<void>(values), at<std::uint8_t>(indices), dtype_of(dtype), rows, padded, at<void>(dense));

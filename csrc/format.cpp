@@ -16,6 +16,29 @@ constexpr Bits magnitude(Bits bits) {
   return kFloating ? static_cast<Bits>(bits & (static_cast<Bits>(~Bits{0}) >> 1)) : bits;
 }
 
+// The non-zeros of a group, as bits.
+template <typename Bits, bool kFloating>
+unsigned nonzeros(const Bits* weights, std::int64_t count) {
+  unsigned found = 0;
+  for (int i = 0; i < 4 && i < count; ++i) {
+    if (magnitude<Bits, kFloating>(weights[i]) != 0) found |= 1u << i;
+  }
+  return found;
+}
+
+template <typename Bits, bool kFloating>
+std::int64_t find_crowded_in(const Bits* dense, std::int64_t rows, std::int64_t cols, std::int64_t row_stride) {
+  const std::int64_t groups = round_up(cols, 8) / 4;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const Bits* weights = dense + row * row_stride;
+    for (std::int64_t group = 0; 4 * group < cols; ++group) {
+      if (std::popcount(nonzeros<Bits, kFloating>(weights + 4 * group, cols - 4 * group)) > 2)
+        return row * groups + group;
+    }
+  }
+  return -1;
+}
+
 template <typename Bits, bool kFloating>
 void compress_as(const Bits* dense, std::int64_t rows, std::int64_t cols, std::int64_t row_stride, Bits* values,
                  std::uint8_t* indices) {
@@ -24,12 +47,8 @@ void compress_as(const Bits* dense, std::int64_t rows, std::int64_t cols, std::i
   for (std::int64_t row = 0; row < rows; ++row) {
     const Bits* weights = dense + row * row_stride;
     for (std::int64_t group = 0; group < padded / 4; ++group) {
-      Bits four[4] = {};
-      unsigned nonzero = 0;
-      for (int i = 0; i < 4 && 4 * group + i < cols; ++i) {
-        four[i] = weights[4 * group + i];
-        if (magnitude<Bits, kFloating>(four[i]) != 0) nonzero |= 1u << i;
-      }
+      const Bits* four = weights + 4 * group;
+      const unsigned nonzero = nonzeros<Bits, kFloating>(four, cols - 4 * group);
       if (std::popcount(nonzero) > 2) {
         throw InvalidArgument(message("not 2:4: row ", row, ", group ", group, " (columns ", 4 * group, " to ",
                                       4 * group + 3, ") holds ", std::popcount(nonzero),
@@ -72,37 +91,45 @@ void check_indices(const std::uint8_t* indices, std::int64_t rows, std::int64_t 
   }
 }
 
+namespace {
+
+// Calls `as` with the bits of a dtype, and whether its sign does not count in them.
+template <typename As>
+auto with_bits(DType dtype, As as) {
+  switch (dtype) {
+    case DType::kFloat16:
+    case DType::kBFloat16: return as.template operator()<std::uint16_t, true>();
+    case DType::kInt32: return as.template operator()<std::uint32_t, false>();
+    case DType::kInt8: return as.template operator()<std::uint8_t, false>();
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2: return as.template operator()<std::uint8_t, true>();
+    case DType::kFloat32: break;
+  }
+  return as.template operator()<std::uint32_t, true>();
+}
+
+}  // namespace
+
 void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
               void* values, std::uint8_t* indices) {
-  const auto as = [&]<typename Bits, bool kFloating>() {
+  with_bits(dtype, [&]<typename Bits, bool kFloating>() {
     compress_as<Bits, kFloating>(static_cast<const Bits*>(dense), rows, cols, row_stride, static_cast<Bits*>(values),
                                  indices);
-  };
-  switch (dtype) {
-    case DType::kFloat32: return as.operator()<std::uint32_t, true>();
-    case DType::kFloat16:
-    case DType::kBFloat16: return as.operator()<std::uint16_t, true>();
-    case DType::kInt32: return as.operator()<std::uint32_t, false>();
-    case DType::kInt8: return as.operator()<std::uint8_t, false>();
-    case DType::kFloat8E4M3:
-    case DType::kFloat8E5M2: return as.operator()<std::uint8_t, true>();
-  }
+  });
+}
+
+std::int64_t find_crowded(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols,
+                          std::int64_t row_stride) {
+  return with_bits(dtype, [&]<typename Bits, bool kFloating>() {
+    return find_crowded_in<Bits, kFloating>(static_cast<const Bits*>(dense), rows, cols, row_stride);
+  });
 }
 
 void expand(const void* values, const std::uint8_t* indices, DType dtype, std::int64_t rows, std::int64_t padded,
             void* dense) {
-  const auto as = [&]<typename Bits>() {
+  with_bits(dtype, [&]<typename Bits, bool>() {
     expand_as(static_cast<const Bits*>(values), indices, rows, padded, static_cast<Bits*>(dense));
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-    case DType::kInt32: return as.operator()<std::uint32_t>();
-    case DType::kFloat16:
-    case DType::kBFloat16: return as.operator()<std::uint16_t>();
-    case DType::kInt8:
-    case DType::kFloat8E4M3:
-    case DType::kFloat8E5M2: return as.operator()<std::uint8_t>();
-  }
+  });
 }
 
 }  // namespace sparse24

@@ -30,6 +30,11 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 void compress(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
               void* values, std::uint8_t* indices);
 
+// The first group of a dense weight that holds more than two non-zeros, as row * (padded / 4) + group;
+// -1: it is 2:4.
+std::int64_t find_crowded(const void* dense, DType dtype, std::int64_t rows, std::int64_t cols,
+                          std::int64_t row_stride);
+
 // Throws sparse24::InvalidArgument when the two indices of a group do not increase (a damaged
 // checkpoint), naming the row and the group.
 void check_indices(const std::uint8_t* indices, std::int64_t rows, std::int64_t padded);

@@ -172,6 +172,13 @@ class SparseMultiheadAttention(nn.Module):
         return F.pad(merged, (0, extra)) if merged is not None and extra else merged
 
     @classmethod
+    def like(
+        cls, module: nn.MultiheadAttention, dtype: torch.dtype | None = None
+    ) -> SparseMultiheadAttention:
+        """The module that :meth:`from_dense` gives, on the meta device."""
+        return cls(**_arguments(module), device="meta", dtype=dtype or module.out_proj.weight.dtype)
+
+    @classmethod
     def from_dense(
         cls, module: nn.MultiheadAttention, dtype: torch.dtype | None = None
     ) -> SparseMultiheadAttention:
@@ -184,7 +191,7 @@ class SparseMultiheadAttention(nn.Module):
         if not isinstance(module, nn.MultiheadAttention):
             raise TypeError(f"from_dense needs an nn.MultiheadAttention, not {type(module).__name__}")
         weights = projections(module)
-        sparse = cls(**_arguments(module), device="meta", dtype=dtype or module.out_proj.weight.dtype)
+        sparse = cls.like(module, dtype)
         for name, (weight, bias) in weights.items():
             try:
                 setattr(sparse, name, SparseLinear.from_weight(weight, bias, dtype))

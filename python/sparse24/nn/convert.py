@@ -1,15 +1,9 @@
-"""``to_sparse`` and ``to_dense``: swap the layers of a network in place, and say what became of each.
-
-Every replacement is built before the first one is put in, so a failure leaves the model as it was.
-"""
+"""``to_sparse`` and ``to_dense``: swap the layers of a network in place, and say what became of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..ops import names_of
 from ..ops.cuda import cusparselt
@@ -18,35 +12,19 @@ from ..report import Report, Row
 from .attention import SparseMultiheadAttention
 from .compressed import DTYPES
 from .conv2d import SparseConv2d
-from .forms import NotSparse24Error
-from .linear import SparseLinear
-
-FilterFn = Callable[[str, nn.Module], bool]
-
-_SPARSE = (SparseLinear, SparseConv2d, SparseMultiheadAttention)
-_DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-_NO_KERNEL = (nn.Conv1d, nn.Conv3d)
-_PARAMETERS = {
-    "weight", "bias", "in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight",
-    "bias_k", "bias_v",
-}  # fmt: skip
-
-#: Hooks that run around ``forward`` and work on any kind of layer.
-_CARRIED_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-#: Hooks that know the names of the weights in a state_dict.
-_STATE_HOOKS = (
-    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
-
-#: The flag by which each of torch's transformer modules reads the dense weights of the layers inside in
-#: one fused call. It is off while one of them is sparse; the user's value waits under the second name.
-_FUSED_PATHS: tuple[tuple[type[nn.Module], str, str], ...] = (
-    (nn.TransformerEncoder, "use_nested_tensor", "_sparse24_use_nested_tensor"),
-    (nn.TransformerEncoderLayer, "activation_relu_or_gelu", "_sparse24_activation_relu_or_gelu"),
+from .convertible import (
+    DENSE,
+    SPARSE,
+    FilterFn,
+    bytes_of,
+    dense_class,
+    layers_of,
+    owners_of,
+    why_not_sparse,
+    why_refused,
 )
+from .linear import SparseLinear
+from .swap import CARRIED_HOOKS, Places, Undo, carry_over, places_of, put, set_fused_paths
 
 
 def to_sparse(
@@ -57,7 +35,9 @@ def to_sparse(
     ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are converted where their
     weight is 2:4 along the input channels; everything else stays, and the report says why. A module
     registered under several names is converted once. Hooks around ``forward``, the training flag and
-    public attributes are carried over. torch's fused path for transformer encoders, which would read
+    public attributes are carried over. All layers are looked at first; then one after the other is
+    converted, and its dense weight let go, so that memory peaks little above the dense network's (a layer
+    that is cast is held until the end). A failure or an interruption restores what was converted. torch's fused path for transformer encoders, which would read
     dense weights, is switched off; outputs at padded positions are then those of the unfused path.
 
     Args:
@@ -77,21 +57,48 @@ def to_sparse(
         raise TypeError(f"to_sparse needs an nn.Module, not {type(model).__name__}")
     if dtype is not None and dtype not in DTYPES:
         raise TypeError(f"dtype must be one of {names_of(DTYPES)}, not {dtype}")
-    _refuse_root(model, (*_DENSE, *_SPARSE), "from_dense of the sparse class")
-    aliases, owners = _aliases(model), _owners(model)
+    _refuse_root(model, (*DENSE, *SPARSE), "from_dense of the sparse class")
+    aliases, places = _aliases(model), places_of(model)
+    plan = _plan(model, dtype, filter_fn)
     rows: list[Row] = []
-    replacements: dict[int, nn.Module] = {}
-    for name, module in _layers(model):
-        reason = _refusal(name, module, dtype, owners, filter_fn)
-        sparse = None
-        if not reason:
-            sparse, reason = _build(module, dtype)
-        if sparse is not None:
-            replacements[id(module)] = sparse
-            reason = _remark(module, aliases.get(id(module), []))
-        rows.append(_row(name, module, sparse, reason))
-    _swap(model, replacements)
+    undo: list[Undo] = []
+    try:
+        for name, reason in plan:
+            row, done = _convert(model.get_submodule(name), name, reason, dtype, places, aliases)
+            rows.append(row)
+            undo += done
+        set_fused_paths(model)
+    except BaseException:  # an interruption too
+        for each in reversed(undo):
+            each.run()
+        set_fused_paths(model)
+        raise
     return Report(tuple(rows))
+
+
+def _plan(model: nn.Module, dtype: torch.dtype | None, filter_fn: FilterFn | None) -> list[tuple[str, str]]:
+    """Name of every layer, and why it is left as it is, or "": all looked at before the first is touched."""
+    owners = owners_of(model)
+    return [
+        (name, why_refused(name, module, dtype, owners, filter_fn) or why_not_sparse(module, dtype))
+        for name, module in layers_of(model)
+    ]
+
+
+def _convert(
+    module: nn.Module, name: str, reason: str, dtype: torch.dtype | None, places: dict[int, Places],
+    aliases: dict[int, list[str]],
+) -> tuple[Row, list[Undo]]:  # fmt: skip
+    """Put the compressed layer in; the dense one is free when the caller has let go of it."""
+    if reason:
+        return _row(name, module, None, reason), []
+    sparse = _build(module, dtype)
+    row = _row(name, module, sparse, _remark(module, aliases.get(id(module), [])))
+    is_cast = any(p.is_floating_point() and dtype not in (None, p.dtype) for p in module.parameters())
+    undo = Undo(module, sparse, places[id(module)], is_cast)
+    carry_over(module, sparse)
+    put(sparse, places[id(module)])
+    return row, [undo]
 
 
 def to_dense(model: nn.Module) -> Report:
@@ -105,20 +112,24 @@ def to_dense(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"to_dense needs an nn.Module, not {type(model).__name__}")
-    _refuse_root(model, _SPARSE, "its method to_dense()")
+    _refuse_root(model, SPARSE, "its method to_dense()")
+    places = places_of(model)
     rows: list[Row] = []
-    replacements: dict[int, nn.Module] = {}
-    for name, module in _layers(model):
-        if not isinstance(module, _SPARSE):
+    replacements: list[tuple[nn.Module, nn.Module]] = []
+    for name, module in layers_of(model):
+        if not isinstance(module, SPARSE):
             continue
         activation = getattr(module, "activation", "none")
         if activation != "none":
             rows.append(_row(name, module, None, f"fuses activation={activation!r}"))
             continue
         dense = module.to_dense()
-        replacements[id(module)] = dense
+        replacements.append((module, dense))
         rows.append(_row(name, module, dense, ""))
-    _swap(model, replacements)
+    for old, new in replacements:  # every one is built: nothing can fail half-way
+        carry_over(old, new)
+        put(new, places[id(old)])
+    set_fused_paths(model)
     return Report(tuple(rows))
 
 
@@ -129,18 +140,6 @@ def _refuse_root(model: nn.Module, kinds: tuple[type[nn.Module], ...], instead: 
         )
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that get a row, in model order; an attention counts as one layer."""
-    inside: set[int] = set()
-    for name, module in model.named_modules():
-        if id(module) in inside:
-            continue
-        if isinstance(module, nn.MultiheadAttention | SparseMultiheadAttention):
-            inside.update(id(child) for child in module.modules())
-        if isinstance(module, (*_DENSE, *_SPARSE, *_NO_KERNEL)) or prunable.is_transposed_linear(module):
-            yield name, module
-
-
 def _aliases(model: nn.Module) -> dict[int, list[str]]:
     """All names of every module, by its identity."""
     names: dict[int, list[str]] = {}
@@ -149,138 +148,26 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _storage_key(tensor: Tensor) -> int:
-    """One key for all parameters that begin at one address; without data, one for each parameter."""
-    if nn.parameter.is_lazy(tensor) or type(tensor) is not nn.Parameter:
-        return id(tensor)
-    return tensor.data_ptr() or id(tensor)
-
-
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Names of the parameters that share storage, a module counted once, by :func:`_storage_key`."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter_name, parameter in module._parameters.items():
-            if parameter is not None:
-                full_name = f"{name}.{parameter_name}" if name else parameter_name
-                owners.setdefault(_storage_key(parameter), []).append(full_name)
-    return owners
-
-
-def _refusal(
-    name: str,
-    module: nn.Module,
-    dtype: torch.dtype | None,
-    owners: Mapping[int, list[str]],
-    filter_fn: FilterFn | None,
-) -> str:
-    """Why the layer is left as it is, as far as that can be said before looking at its values; or ""."""
-    if isinstance(module, _SPARSE):
-        return "already sparse"
-    if isinstance(module, _NO_KERNEL):
-        return f"no sparse kernel for {type(module).__name__}"
-    if filter_fn is not None and not filter_fn(name, module):
-        return "left out by filter_fn"
-    for layer_name, layer in module.named_modules(prefix=name):  # an attention and its out_proj
-        reason = _foreign_behaviour(layer) or _unusable_weights(layer, layer_name, dtype, owners)
-        if reason:
-            return reason
-    return ""
-
-
-def _dense_class(module: nn.Module) -> type[nn.Module]:
-    """The class that says what the layer computes: of torch.nn, or transformers' ``Conv1D``."""
-    is_conv1d = prunable.is_transposed_linear(module)
-    return next(c for c in type(module).__mro__ if c in _DENSE or (is_conv1d and c.__name__ == "Conv1D"))
-
-
-def _foreign_behaviour(module: nn.Module) -> str:
-    """What the layer does besides what its dense class does, that a conversion would drop; or ""."""
-    kind = type(module).__name__
-    if parametrize.is_parametrized(module):
-        names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
-        return f"parametrized ({names}): call torch.nn.utils.parametrize.remove_parametrizations first"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return f"{kind} has no weight yet: run a batch through the model first"
-    dense = _dense_class(module)
-    own = _own_methods(module, dense)
-    if own:
-        return own
-    foreign = [p for p in module._parameters if p not in _PARAMETERS] + list(module._buffers)
-    foreign += [child for child in module._modules if child != "out_proj"]
-    if foreign:
-        return f"holds more than a {dense.__name__} does: {', '.join(foreign)}"
-    hooks = [hook for hook in _STATE_HOOKS if getattr(module, hook)]
-    if hooks:
-        return f"has hooks that know its weight's name ({', '.join(hooks)}): remove them first"
-    return ""
-
-
-def _own_methods(module: nn.Module, dense: type[nn.Module]) -> str:
-    """How the layer computes something else than its dense class; or ""."""
-    for method in ("__call__", "forward", "_conv_forward"):
-        if method in vars(module):
-            return f"its {method} was replaced by hand"
-        if getattr(type(module), method, None) is not getattr(dense, method, None):
-            return f"{type(module).__name__} is a subclass of {dense.__name__} with its own {method}"
-    return ""
-
-
-def _unusable_weights(
-    module: nn.Module, name: str, dtype: torch.dtype | None, owners: Mapping[int, list[str]]
-) -> str:
-    """Why the layer's weights cannot be compressed, whatever they hold; or ""."""
-    attributes: tuple[str, ...] = ("weight",)
+def _build(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return SparseLinear.from_dense(module, dtype)
+    if isinstance(module, nn.Conv2d):
+        return SparseConv2d.from_dense(module, dtype)
     if isinstance(module, nn.MultiheadAttention):
-        separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        attributes = ("in_proj_weight",) if module._qkv_same_embed_dim else separate
-    for attribute in attributes:
-        reason = prunable._not_a_parameter(module, attribute)
-        if reason:
-            return reason
-        weight = getattr(module, attribute)
-        if type(weight) is not nn.Parameter:
-            return f"{attribute} is a {type(weight).__name__}: only plain tensors are converted"
-        if weight.is_meta:
-            return f"{attribute} is on the meta device and holds no data"
-        if dtype is None and weight.dtype not in DTYPES:
-            return f"{attribute} is {weight.dtype}: pass dtype=, one of {names_of(DTYPES)}"
-        others = owners[_storage_key(weight)]
-        if len(others) > 1:
-            own = f"{name}.{attribute}" if name else attribute
-            return f"{attribute} is shared with {', '.join(o for o in others if o != own)}: untie it first"
-    return ""
-
-
-def _build(module: nn.Module, dtype: torch.dtype | None) -> tuple[nn.Module | None, str]:
-    """The compressed layer, or ``None`` and why its values do not allow or do not reward one."""
-    sparse: nn.Module
-    try:
-        if isinstance(module, nn.Linear):
-            sparse = SparseLinear.from_dense(module, dtype)
-        elif isinstance(module, nn.Conv2d):
-            sparse = SparseConv2d.from_dense(module, dtype)
-        elif isinstance(module, nn.MultiheadAttention):
-            sparse = SparseMultiheadAttention.from_dense(module, dtype)
-        else:
-            weight: Tensor = module.weight.t()  # type: ignore[operator]
-            sparse = SparseLinear.from_weight(weight, module.bias, dtype)  # type: ignore[arg-type]
-    except NotSparse24Error as error:
-        return None, f"not 2:4: {error.place} hold more than two non-zeros"
-    if _bytes(sparse) >= _bytes(module):
-        return None, f"2:4, but no smaller when compressed ({_bytes(sparse):,} bytes)"
-    return sparse, ""
+        return SparseMultiheadAttention.from_dense(module, dtype)
+    weight: Tensor = module.weight.t()  # type: ignore[operator]
+    return SparseLinear.from_weight(weight, module.bias, dtype)  # type: ignore[arg-type]
 
 
 def _remark(module: nn.Module, names: list[str]) -> str:
     """What a reader should know of a layer that was converted."""
-    dense = _dense_class(module)
+    dense = dense_class(module)
     remarks = []
     if len(names) > 1:
         remarks.append(f"also {', '.join(names[1:])}")
     if type(module) is not dense:
         remarks.append(f"was a {type(module).__name__}, a subclass of {dense.__name__}")
-    if any(getattr(module, hooks) for hooks in _CARRIED_HOOKS):
+    if any(getattr(module, hooks) for hooks in CARRIED_HOOKS):
         remarks.append("hooks carried over")
     device = next(module.parameters()).device
     why_dense = _why_dense(device)
@@ -297,11 +184,6 @@ def _why_dense(device: torch.device) -> str:
     return "" if device.type == "cpu" else f"no sparse kernel on {device.type}"
 
 
-def _bytes(module: nn.Module) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(t.numel() * t.element_size() for t in tensors if not nn.parameter.is_lazy(t))
-
-
 def _weights(module: nn.Module) -> list[Tensor]:
     """The weights of a layer, dense or compressed; the first one's shape stands for the layer."""
     if isinstance(module, SparseLinear | SparseConv2d):
@@ -316,7 +198,7 @@ def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: st
     total = sum(weight.numel() for weight in weights)
     countable = total > 0 and not any(weight.is_meta for weight in weights)
     kept = sum(int(weight.count_nonzero()) for weight in weights) / total if countable else float("nan")
-    before = _bytes(module)
+    before = bytes_of(module)
     return Row(
         name=name,
         kind=type(module).__name__,
@@ -325,40 +207,5 @@ def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: st
         reason=reason,
         kept=kept,
         bytes_before=before,
-        bytes_after=before if replacement is None else _bytes(replacement),
+        bytes_after=before if replacement is None else bytes_of(replacement),
     )
-
-
-def _swap(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            new = replacements.get(id(child))
-            if child is not None and new is not None:
-                _carry_over(child, new)
-                parent._modules[name] = new
-    _set_fused_paths(model)
-
-
-def _carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Hooks (their dictionaries themselves, so that handles still remove them) and public attributes."""
-    for hooks in _CARRIED_HOOKS:
-        object.__setattr__(new, hooks, getattr(old, hooks))
-    new._is_full_backward_hook = old._is_full_backward_hook
-    for name, value in vars(old).items():
-        if not name.startswith("_") and name != "activation" and name not in vars(new):
-            setattr(new, name, value)
-
-
-def _set_fused_paths(model: nn.Module) -> None:
-    """Close torch's fused paths around sparse layers, and reopen those that hold none any more."""
-    for module in model.modules():
-        for kind, flag, saved in _FUSED_PATHS:
-            if not isinstance(module, kind):
-                continue
-            sparse_inside = any(isinstance(child, _SPARSE) for child in module.modules())
-            if sparse_inside and saved not in vars(module):
-                setattr(module, saved, getattr(module, flag))
-                setattr(module, flag, False)
-            elif not sparse_inside and saved in vars(module):
-                setattr(module, flag, getattr(module, saved))
-                delattr(module, saved)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import masks, ops
+from .. import ops
 
 
 class NotSparse24Error(ValueError):
@@ -68,6 +68,25 @@ class Conv2dForm(NamedTuple):
 Form = LinearForm | Conv2dForm
 
 
+def check_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> None:
+    """Refuse what :func:`compress_weight` would: costs a pass over the weight, and memory only for a cast
+    or for another order of its dimensions.
+
+    Raises:
+        ValueError: ``weight`` is on the meta device.
+        NotSparse24Error: a group of four along the input channels has more than two non-zeros.
+    """
+    if weight.is_meta:
+        raise ValueError("the weight is on the meta device and holds no data to compress: load it first")
+    _check_matrix(form.to_matrix(weight.detach().to(dtype)), form, weight)
+
+
+def _check_matrix(matrix: Tensor, form: Form, weight: Tensor) -> None:
+    where = ops.first_crowded(matrix)
+    if where is not None:
+        raise NotSparse24Error(form.place(*where), weight.shape)
+
+
 def compress_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """values and indices of a dense 2:4 weight, cast to ``dtype``.
 
@@ -79,9 +98,8 @@ def compress_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> tuple[Ten
         raise ValueError("the weight is on the meta device and holds no data to compress: load it first")
     matrix = form.to_matrix(weight.detach().to(dtype))
     try:
-        values, indices = torch.ops.sparse24.compress(matrix)
+        compressed: tuple[Tensor, Tensor] = torch.ops.sparse24.compress(matrix)
     except ValueError:
-        over = masks._crowded(matrix, masks.Pattern(2, 4), dim=1)
-        first = int(over.flatten().nonzero()[0])
-        raise NotSparse24Error(form.place(*divmod(first, over.shape[1])), weight.shape) from None
-    return values, indices
+        _check_matrix(matrix, form, weight)
+        raise
+    return compressed

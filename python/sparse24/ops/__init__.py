@@ -10,7 +10,7 @@ from __future__ import annotations
 from .. import _C
 from .conv2d import Window, conv2d, conv2d_torch
 from .cuda import operators as operators  # registers
-from .layout import conv_matrix_to_weight, conv_weight_to_matrix, kept_columns
+from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
 from .product import activate
@@ -32,6 +32,7 @@ __all__ = [
     "conv_matrix_to_weight",
     "conv_weight_to_matrix",
     "cpu_isa",
+    "first_crowded",
     "kept_columns",
     "linear",
     "linear_torch",

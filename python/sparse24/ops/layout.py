@@ -55,6 +55,19 @@ def check_compressed(values: Tensor, indices: Tensor) -> None:
     )
 
 
+def first_crowded(matrix: Tensor) -> tuple[int, int] | None:
+    """(row, group) of the first group of four of [rows, K] with more than two non-zeros; ``None``: it is 2:4.
+
+    Raises:
+        TypeError: a dtype that cannot be compressed.
+    """
+    check_compressible(matrix)
+    rows, cols = matrix.shape
+    flat = matrix.detach().cpu().contiguous()
+    found = _C.find_crowded(flat.data_ptr(), DTYPES[matrix.dtype], rows, cols)
+    return None if found < 0 else divmod(found, round_up(cols, 8) // 4)
+
+
 def _compress(weight: Tensor) -> tuple[Tensor, Tensor]:
     check_compressible(weight)
     *lead, cols = weight.shape
