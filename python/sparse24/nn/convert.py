@@ -35,10 +35,12 @@ def to_sparse(
     ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are converted where their
     weight is 2:4 along the input channels; everything else stays, and the report says why. A module
     registered under several names is converted once. Hooks around ``forward``, the training flag and
-    public attributes are carried over. All layers are looked at first; then one after the other is
-    converted, and its dense weight let go, so that memory peaks little above the dense network's (a layer
-    that is cast is held until the end). A failure or an interruption restores what was converted. torch's fused path for transformer encoders, which would read
-    dense weights, is switched off; outputs at padded positions are then those of the unfused path.
+    public attributes are carried over. torch's fused path for transformer encoders, which would read dense
+    weights, is switched off; outputs at padded positions are then those of the unfused path.
+
+    All layers are looked at first; then one after the other is converted and its dense weight let go, so
+    that memory peaks little above the dense network's (a layer that is cast is held until the end). A
+    failure or an interruption restores what was converted.
 
     Args:
         model: the network; converted layers are for inference, so convert after training.
