@@ -439,7 +439,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     assert "No space left" in fails(capsys, "prune", source, target)
     assert target.read_bytes() == b"old"
     assert sorted(tmp_path.iterdir()) == [source, target]

@@ -61,7 +61,7 @@ def test_the_text_names_the_wish(here: doctor.Diagnosis, monkeypatch: pytest.Mon
 
 def test_torch_and_the_extension_share_one_openmp() -> None:
     """In a process of its own: scikit-learn, say, brings another."""
-    code = "from sparse24 import doctor; print(doctor.diagnose(seconds=0))"
+    code = "from sparse24.commands import doctor; print(doctor.diagnose(seconds=0))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.search("openmp +one runtime, shared with torch: /", ran.stdout)
 

@@ -193,7 +193,7 @@ def test_expanding_quantizing_and_patches_by_the_kernels(
 
 def opening(prelude: str = "", **environment: str) -> str:
     code = f"""
-from sparse24.ops import cusparselt
+from sparse24.ops.cuda import cusparselt
 {prelude}
 print(cusparselt.library(), cusparselt.why_unavailable(0))"""
     ran = subprocess.run(
