@@ -198,6 +198,6 @@ def test_the_readme_is_short_and_names_the_two_commands() -> None:
 
 def test_tables_in_papers_are_closed() -> None:
     for text in (read("README.md"), read("bench", "RESULTS.md")):
-        opened = re.findall(r"<!-- table:([\w-]+) -->", text)
+        opened = re.findall(r"<!-- table:([\w@-]+) -->", text)
         assert opened
-        assert re.findall(r"<!-- /table:([\w-]+) -->", text) == opened
+        assert re.findall(r"<!-- /table:([\w@-]+) -->", text) == opened
