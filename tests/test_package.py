@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -72,3 +73,21 @@ def test_the_package_is_typed() -> None:
 
 def test_the_console_script_is_the_command_line() -> None:
     assert 'sparse24 = "sparse24.__main__:main"' in read("pyproject.toml")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("asp", "ASP"),
+        ("attention", "SparseMultiheadAttention"),
+        ("nn", "SparseConv2d"),
+        ("nn", "SparseLinear"),
+        ("report", "Report"),
+        ("sparsifier", "Sparsifier"),
+    ],
+)
+def test_pickles_of_version_0_1_find_their_classes(module: str, name: str) -> None:
+    found = pickle.loads(f"csparse24.{module}\n{name}\n.".encode())
+    assert isinstance(found, type)
+    assert found.__name__ == name
+    assert pickle.loads(pickle.dumps(found)) is found

@@ -19,8 +19,6 @@ RULES: tuple[Rule, ...] = (*cpp_rules.RULES, *python_rules.RULES, *file_rules.RU
 LONG_YET = {
     "python/sparse24/nn/convert.py",
     "python/sparse24/ops/cuda/products.py",
-    "python/sparse24/pruning/asp.py",
-    "python/sparse24/pruning/asp_session.py",
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse24 import magnitude_mask, transposable_mask
 from sparse24.pruning.asp import ASP
-from sparse24.pruning.asp_session import greedy_transposable_mask
+from sparse24.pruning.asp.patterns import greedy_transposable_mask
 
 from .networks import network
 

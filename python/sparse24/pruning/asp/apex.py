@@ -1,42 +1,25 @@
-"""apex's ``ASP``: the same names, so that scripts written for it run with another import.
-
-    from sparse24.asp import ASP
-
-    ASP.prune_trained_model(model, optimizer)
-    ...                                       # the usual training loop
-
-It differs from ``apex.contrib.sparsity`` in this:
-
-* It runs on any device, with any number of models, and on subclasses of the listed layers. A call
-  that could mean more than one model asks for ``model=``.
-* Pruned weights are +0.0, never -0.0. No random state and no flag is changed.
-* Output heads and weights tied to an embedding are left alone unless ``allowed_layer_names`` lists
-  them. The rule on sizes holds for every dtype.
-* The model gets no buffers; its ``state_dict`` stays as it was. :meth:`ASP.state_dict` and
-  :meth:`ASP.load_state_dict` write and read checkpoints with apex's mask keys.
-* Permutation is a step of its own: ``allow_permutation=True`` is refused.
-"""
+"""The class ASP, which stands in front of the sessions of all models."""
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from ..report import Report
-from .asp_session import CustomLayers, MaskFunction, Session, apex_rule
-from .prunable import clean_name, unwrap
+from ...report import Report
+from ..prunable import unwrap
+from . import checkpoints
+from .patterns import MaskFunction, apex_rule
+from .session import CustomLayers, Session
 
 _WHITELIST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
-_STATE_KEY = re.compile(r"(?P<layer>(?:.*\.)?)__(?P<attribute>\w+)_mma_(?P<what>mask|pruned_p)")
 
 
 class ASP:
-    """Prune to 2:4 once, and keep pruned while training; see the module for what differs from apex.
+    """Prune to 2:4 once, and keep pruned while training; see the package for what differs from apex.
 
     The methods are class methods, as in apex. What they know of a model goes when the model does.
     Methods with ``model=None`` mean the only model that was initialised.
@@ -213,14 +196,7 @@ class ASP:
         Raises:
             ValueError: ``model`` was not initialised.
         """
-        state: dict[str, Any] = dict(model.state_dict())
-        raw_names = _names_in(model)
-        for name, (mask, pruned) in cls._session(model).mask_state().items():
-            layer, dot, attribute = raw_names[name].rpartition(".")
-            state[f"{layer}{dot}__{attribute}_mma_mask"] = mask
-            if pruned is not None:
-                state[f"{layer}{dot}__{attribute}_mma_pruned_p"] = pruned
-        return state
+        return checkpoints.written(model, cls._session(model))
 
     @classmethod
     def load_state_dict(cls, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -236,23 +212,7 @@ class ASP:
                 breaks the pattern; pruned values missing under ``allow_recompute_mask``. Nothing was
                 changed.
         """
-        session = cls._session(model)
-        clean_names = {raw: name for name, raw in _names_in(model).items()}
-        weights: dict[str, Any] = {}
-        found: dict[str, dict[str, Tensor]] = {"mask": {}, "pruned_p": {}}
-        for key, value in state_dict.items():
-            match = _STATE_KEY.fullmatch(key)
-            if match is None:
-                weights[key] = value
-            elif not isinstance(value, Tensor):
-                raise TypeError(f"{key} must be a tensor, not {type(value).__name__}")
-            else:
-                raw = match["layer"] + match["attribute"]
-                found[match["what"]][clean_names.get(raw, raw)] = value
-        _check_weights(model, weights)
-        masks, pruned = session.checked_state(found["mask"], found["pruned_p"])
-        model.load_state_dict(weights)
-        session.adopt(masks, pruned)
+        checkpoints.load(model, cls._session(model), state_dict)
 
     # ---- sessions -----------------------------------------------------------------------------------
 
@@ -281,28 +241,3 @@ def _print_choice(session: Session) -> None:
             print(f"[ASP] Sparsifying {row.name} of size={row.shape}")
         elif not will_be_pruned and session.verbosity >= 1:
             print(f"[ASP] Not sparsifying {row.name} of size={row.shape}: {row.reason}")
-
-
-def _names_in(model: nn.Module) -> dict[str, str]:
-    """The names of parameters in ``model.state_dict()``, wrappers included, by their clean names."""
-    base = unwrap(model)
-    prefix = next(name for name, module in model.named_modules() if module is base)
-    dot = "." if prefix else ""
-    return {
-        clean_name(name): f"{prefix}{dot}{name}" for name, _ in base.named_parameters(remove_duplicate=False)
-    }
-
-
-def _check_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """What ``load_state_dict`` would find wrong, before it has changed anything."""
-    expected = model.state_dict()
-    missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    if missing or unexpected:
-        raise ValueError(
-            f"the checkpoint does not fit the model: missing {sorted(missing)}, "
-            f"unexpected {sorted(unexpected)}"
-        )
-    for key, value in expected.items():
-        if isinstance(value, Tensor) and getattr(weights[key], "shape", None) != value.shape:
-            given = getattr(weights[key], "shape", type(weights[key]).__name__)
-            raise ValueError(f"{key} is {given} in the checkpoint, {tuple(value.shape)} in the model")
