@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import sparse24
 from reference import assert_matches, linear_reference, prune_layers
@@ -150,6 +151,15 @@ SMALL = memory.Network("small", 2, lambda: torch.nn.Linear(64, 64), (4, 64), 4 *
 def test_a_dense_network_holds_its_parameters() -> None:
     held = memory.measure(SMALL, 3, torch.float32, sparse=False)
     assert held.counted == 3 * 4 * (64 * 64 + 64)
+
+
+def test_tensors_without_memory_are_not_counted() -> None:
+    with FakeTensorMode():
+        kept: list[object] = [torch.ones(1000)]
+    kept += [torch.nn.LazyLinear(64), torch.ones(1000, device="meta"), torch.nn.Linear(9, 9, device="meta")]
+    held = memory.measure(SMALL, 1, torch.float32, sparse=False)
+    assert held.counted == 4 * (64 * 64 + 64)
+    assert len(kept) == 4
 
 
 def test_a_converted_network_holds_at_least_its_compressed_form() -> None:

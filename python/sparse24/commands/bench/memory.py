@@ -124,8 +124,10 @@ def _forward(model: nn.Sequential, network: Network, dtype: torch.dtype) -> None
 
 
 def _live_storages() -> dict[int, int]:
-    """Bytes by address of all memory that a tensor of this process owns or shares."""
-    storages = [each.untyped_storage() for each in gc.get_objects() if issubclass(type(each), Tensor)]
+    """Bytes by address of all memory of this process that a tensor owns or shares."""
+    # Tensors of other classes wrap plain ones or, like fake and lazy ones, have no memory.
+    plain = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter) and each.is_cpu]
+    storages = [tensor.untyped_storage() for tensor in plain]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
