@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from reference import (
-    TOLERANCE,
-    prune_layers,
-)
+from reference import TOLERANCE, prune_layers
 from sparse24 import SparseConv2d, SparseLinear, SparseMultiheadAttention
 
 DTYPES = list(TOLERANCE)

@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reference import (
-    assert_matches,
-    prune_layers,
-    relative_error,
-)
+from reference import assert_matches, prune_layers, relative_error
 from sparse24 import SparseMultiheadAttention
 
 from .layers import assert_same_state, exact_state

@@ -8,11 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reference import (
-    ACTIVATIONS,
-    assert_matches,
-    conv2d_reference,
-)
+from reference import ACTIVATIONS, assert_matches, conv2d_reference
 from sparse24 import SparseConv2d
 
 from .layers import CONVOLUTIONS, DTYPES, assert_same_state, exact_state, pruned_conv

@@ -9,9 +9,7 @@ import pickle
 import pytest
 import torch
 
-from reference import (
-    relative_error,
-)
+from reference import relative_error
 from sparse24 import SparseLinear
 
 from .layers import DTYPES, compressed_layers, pruned_linear

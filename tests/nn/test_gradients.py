@@ -7,12 +7,7 @@ import copy
 import pytest
 import torch
 
-from reference import (
-    ACTIVATIONS,
-    TOLERANCE,
-    assert_matches,
-    relative_error,
-)
+from reference import ACTIVATIONS, TOLERANCE, assert_matches, relative_error
 from sparse24 import SparseConv2d, SparseLinear
 
 from .layers import CONVOLUTIONS, compressed_layers, pruned_conv, pruned_linear

@@ -7,11 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reference import (
-    ACTIVATIONS,
-    assert_matches,
-    linear_reference,
-)
+from reference import ACTIVATIONS, assert_matches, linear_reference
 from sparse24 import SparseLinear, masks
 
 from .layers import DTYPES, pruned_linear

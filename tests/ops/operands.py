@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 import sparse24
-from reference import (
-    TOLERANCE,
-)
+from reference import TOLERANCE
 from sparse24 import ops
 
 DTYPES = list(TOLERANCE)

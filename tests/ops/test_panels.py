@@ -8,12 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reference import (
-    assert_matches,
-    linear_reference,
-    prune_layers,
-    relative_error,
-)
+from reference import assert_matches, linear_reference, prune_layers, relative_error
 from sparse24 import SparseConv2d, SparseLinear, ops
 
 pytestmark = pytest.mark.usefixtures("seeded")

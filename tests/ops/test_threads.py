@@ -13,13 +13,7 @@ import torch
 from torch import nn
 
 import sparse24
-from reference import (
-    assert_matches,
-    conv2d_reference,
-    linear_reference,
-    prune_layers,
-    relative_error,
-)
+from reference import assert_matches, conv2d_reference, linear_reference, prune_layers, relative_error
 from sparse24 import SparseConv2d, SparseLinear
 
 from .operands import compressed_conv, compressed_linear, sparse
