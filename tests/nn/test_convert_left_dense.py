@@ -15,7 +15,7 @@ from reference import prune_layers
 from sparse24 import SparseConv2d, SparseLinear
 from sparse24.nn import convert
 
-from .networks import reasons
+from .conversions import reasons
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

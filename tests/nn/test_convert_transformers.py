@@ -14,7 +14,7 @@ import sparse24
 from reference import assert_matches, prune_layers, relative_error
 from sparse24 import SparseMultiheadAttention
 
-from .networks import converted, count, reasons
+from .conversions import converted, count, reasons
 
 pytestmark = pytest.mark.usefixtures("seeded")
 

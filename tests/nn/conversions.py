@@ -1,4 +1,4 @@
-"""Small networks of every kind, converted, and what tells what became of them."""
+"""A pruned network, its converted copy, and what tells what became of it."""
 
 from __future__ import annotations
 
