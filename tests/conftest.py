@@ -1,4 +1,4 @@
-"""The emulator of cuSPARSELt, as the tests of the CUDA operators use it."""
+"""What tests of several rooms ask for: a seed, and the emulator of cuSPARSELt for the CUDA operators."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from emulated import EmulatedStream, Emulator, build
 from sparse24.nn import on_device
 from sparse24.ops.cuda import blobs, cusparselt, launch, route
+
+
+@pytest.fixture
+def seeded() -> None:
+    """The same random numbers for every test of a file that asks for it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from torch import Tensor
 from sparse24 import masks
 from sparse24.ops.cuda.cusparselt import Stream
 
+HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 _ROOT = Path(__file__).parent
 _FLAGS = ("-std=c++20", "-O2", "-fPIC", f"-I{_ROOT.parent / 'csrc'}", f"-I{_ROOT / 'emulator'}")
 

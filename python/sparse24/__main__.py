@@ -1,4 +1,4 @@
-"""The command line: ``sparse24 demo | doctor | report MODEL | prune IN OUT | validate-gpu``."""
+"""The command line: ``sparse24 demo | doctor | report MODEL | prune IN OUT | bench | validate-gpu``."""
 
 from __future__ import annotations
 
@@ -75,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     prune.set_defaults(run=_prune)
 
+    bench = commands.add_parser("bench", help="the tables of the papers, measured here against dense rivals")
+    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these benchmarks alone")
+    bench.add_argument("--threads", type=int, metavar="N", help="default: torch's number")
+    bench.add_argument("--seconds", type=float, default=2.0, help="spent on each row (default: %(default)s)")
+    bench.add_argument("--write", action="store_true", help="update the papers of this checkout")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the tables as JSON, too")
+    bench.set_defaults(run=_bench)
+
     validate = commands.add_parser(
         "validate-gpu", help="check and time on this machine's GPU everything that only a GPU can show"
     )
@@ -121,6 +129,21 @@ def _prune(options: argparse.Namespace) -> int:
         raise FileError(f"{source}: nothing to prune, so {target} was not written")
     files.write(pruned, target)
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    run = importlib.import_module(".commands.bench", __package__).run
+    try:
+        status: int = run(
+            options.only,
+            threads=options.threads,
+            seconds=options.seconds,
+            write=options.write,
+            out=options.out,
+        )
+    except ValueError as error:
+        raise FileError(str(error)) from None
+    return status
 
 
 def _validate(options: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 // library sees it, plans, blobs, capture, threads, search, and every call made to fail in turn. Run plain, under
 // AddressSanitizer and UBSan, and under ThreadSanitizer; with SPARSE24_EMULATOR_VERSION and _SM for other libraries
 // and GPUs. Passing here is not validation on a GPU. Closes with a line "N passed, N failed".
+// More than 300 lines: one program, for its sections (results, refusals, blobs, plans, capture, threads, search,
+// faults) share the device memory and the product that its first hundred lines build, and run in one process.
 
 #include <dlfcn.h>
 

@@ -1,3 +1,5 @@
+// cuBLASLt: handles, descriptors, heuristics and products. More than 300 lines: every exported function of a C API
+// with its checks, most of them a few lines.
 #include "cublaslt.h"
 
 #include <unordered_map>

@@ -1,5 +1,5 @@
 // Results of every type, layout and epilogue against a plain product in double, with number formats decoded by a
-// second implementation.
+// second implementation. More than 300 lines: that implementation is to be read beside its use.
 #include <algorithm>
 #include <cmath>
 #include <limits>

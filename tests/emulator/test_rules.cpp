@@ -1,4 +1,5 @@
 // Which status which broken rule gives: the rows of the table of status codes, and the rules by number.
+// More than 300 lines: a table, in the order of the one that it checks.
 #include <cmath>
 #include <limits>
 

@@ -21,6 +21,8 @@ weights themselves after it. Hence:
 * An optimizer that evaluates a closure (LBFGS) computes gradients after they were masked; its
   weights are masked all the same.
 * A step that ``GradScaler`` skips changes nothing.
+
+More than 300 lines: one class, and a third of them is this contract and that of its methods.
 """
 
 from __future__ import annotations

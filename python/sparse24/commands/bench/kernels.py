@@ -1,0 +1,52 @@
+"""The kernels from C++, without Python: builds and runs bench/kernels_bench.cpp of the checkout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .papers import checkout
+from .table import Setting, Table
+
+
+def tables(setting: Setting) -> list[Table]:
+    found = _run(checkout(), setting.threads)
+    masks = [["4096 x 4096 fp32", "ms", "GB/s", "x plain read"]]
+    masks += [
+        [each["name"], f"{each['ms']:.2f}", f"{each['gb_s']:.1f}", f"{each['x_read']:.2f}"]
+        for each in found
+        if each["table"] == "masks"
+    ]
+    peak = [["out, in", "tokens", "2:4 GF/s", "share of twice the multiply-add peak"]]
+    peak += [
+        [f"{each['m']}, {each['k']}", str(each["n"]), f"{each['gflops']:.0f}", f"{each['of_peak']:.0%}"]
+        for each in found
+        if each["table"] == "linear"
+    ]
+    decode = [["out, in", "GB/s", "share of a plain read"]]
+    decode += [
+        [f"{each['m']}, {each['k']}", f"{each['gb_s']:.1f}", f"{each['of_read']:.0%}"]
+        for each in found
+        if each["table"] == "decode"
+    ]
+    return [
+        Table("masks", "Masks in C++ against a plain read (four streams) of the same array.", masks),
+        Table("peak", "The large-product kernel against the multiply-add peak, measured in turns.", peak),
+        Table("bandwidth", "The decode kernel, one token, cold weights, against a plain read.", decode),
+    ]
+
+
+def _run(root: Path, threads: int) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as build:
+        options = ["-DCMAKE_BUILD_TYPE=Release", "-DSPARSE24_BENCH=ON"]
+        for command in (
+            ["cmake", "-S", str(root), "-B", build, *options],
+            ["cmake", "--build", build, "--target", "kernels_bench", "-j2"],
+        ):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        program = [f"{build}/kernels_bench", str(threads)]
+        ran = subprocess.run(program, check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -1,0 +1,53 @@
+"""A table of figures, and how every benchmark writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Figures as a terminal and a paper show them."""
+
+    name: str  #: as in the markers of a paper
+    caption: str
+    rows: list[list[str]]  #: the first one is the header
+
+    def markdown(self) -> str:
+        """The caption above a table of Markdown."""
+        head, *body = self.rows
+        lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]]
+        return self.caption + "\n\n" + "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a benchmark is asked for."""
+
+    threads: int
+    seconds: float  #: spent on each row
+
+
+#: What every module of a benchmark has under the name ``tables``.
+Benchmark = Callable[[Setting], list[Table]]
+
+
+def pruned(*shape: int) -> Tensor:
+    """A random 2:4 weight."""
+    weight = torch.randn(*shape)
+    torch.ops.sparse24.prune_(weight, 2, 4, 1)
+    return weight
+
+
+def giga(operations: float, seconds: float) -> str:
+    """Operations a second, in 10^9."""
+    return f"{operations / seconds / 1e9:.0f}"
+
+
+def ratios(sparse: float, *rivals: float) -> list[str]:
+    """How many times longer each rival took."""
+    return [f"{rival / sparse:.2f}" for rival in rivals]

@@ -1,0 +1,56 @@
+"""The explanations of what a call does, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sparse24
+from emulated import HALF
+from reference import ACTIVATIONS
+from sparse24 import SparseConv2d, SparseLinear, ops
+from sparse24.choose import gpu
+from sparse24.ops.cuda.cusparselt import GPU
+
+A100 = GPU(80, 108, 801)
+
+
+def test_explain_on_a_cpu() -> None:
+    assert sparse24.explain(SparseLinear(8, 8), (3, 8)) == f"sparse: CPU kernels for {ops.cpu_isa()}"
+    assert "meta has no sparse kernels" in sparse24.explain(SparseLinear(8, 8, device="meta"), (3, 8))
+    with pytest.raises(TypeError, match="not Linear"):
+        sparse24.explain(torch.nn.Linear(8, 8), (3, 8))  # type: ignore[arg-type]
+
+
+def test_explanations_name_what_a_call_does_besides_the_product() -> None:
+    layer = SparseLinear(50, 40, dtype=HALF, activation="gelu")
+    said = gpu.describe_route(layer, (3, 43, 50), A100, True)
+    assert said.startswith("sparse: cuSPARSELt 0.8.1, algorithm 0; ")
+    for part in (
+        "gelu after the product, in torch",
+        "output of 40 rows computed as 48",
+        "input of 50 columns padded to 64",
+        "129 tokens are no multiple of 8: the last 8 in a second launch",
+    ):
+        assert part in said
+    assert "through a weight expanded for the call: 1 tokens" in gpu.describe_route(layer, (50,), A100, True)
+    sparse24.keep_dense(layer)
+    said = gpu.describe_route(layer, (2, 50), A100, True)
+    assert said == "dense, through a kept copy: 2 tokens are fewer than 8: a sparse product was seen to lose"
+    sparse24.keep_dense(layer, keep=False)
+    with pytest.raises(ValueError, match=r"input must be \[..., 50\], not \(3, 51\)"):
+        gpu.describe_route(layer, (3, 51), A100, True)
+
+
+def test_explanations_of_convolutions() -> None:
+    layer = SparseConv2d(16, 32, 3, padding=1, dtype=HALF)
+    assert gpu.describe_route(layer, (2, 16, 8, 8), A100, True) == "sparse: cuSPARSELt 0.8.1, algorithm 0"
+    assert "input and output are copied" in gpu.describe_route(layer, (2, 16, 8, 8), A100, False)
+    grouped = SparseConv2d(16, 24, 3, groups=2, dtype=HALF)
+    assert "no legal size; nearest: 16" in gpu.describe_route(grouped, (2, 16, 8, 8), A100, True)
+    with pytest.raises(ValueError, match=r"input must be \[N, 16, H, W\]"):
+        gpu.describe_route(layer, (2, 15, 8, 8), A100, True)
+
+
+def test_activations_of_the_reference_are_those_of_the_operators() -> None:
+    assert tuple(ACTIVATIONS) == ops.ACTIVATIONS

@@ -1,0 +1,200 @@
+"""``sparse24 bench`` on tiny problems: every benchmark gives its tables, and mistakes are one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+import sparse24
+from reference import assert_matches, linear_reference, prune_layers
+from sparse24.__main__ import main
+from sparse24.commands import bench
+from sparse24.commands.bench import calls, conv, decode, kernels, linear, memory, table
+
+BRIEF = ("--seconds", "0.001", "--threads", "1")
+CHECKOUT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems that take no time."""
+    for module in (linear, decode):
+        monkeypatch.setattr(module, "SHAPES", [(16, 24)])
+        monkeypatch.setattr(module, "TOKENS", (1, 3))
+    monkeypatch.setattr(decode, "COLD_BYTES", 4e3)
+    monkeypatch.setattr(conv, "SHAPES", [(8, 12, 5, 3), (8, 4, 5, 1)])
+    monkeypatch.setattr(conv, "BATCH", 2)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("linear", ["16, 24", "16, 24"]),
+        ("decode", ["16, 24", "16, 24"]),
+        ("conv", ["8 -> 12, 5x5, 3x3", "8 -> 4, 5x5, 1x1"]),
+        (
+            "calls",
+            [
+                "kernel from Python",
+                "nn.Linear(8, 8)",
+                "SparseLinear(8, 8)",
+                "nn.Conv2d(8, 8, 1)",
+                "SparseConv2d(8, 8, 1)",
+            ],
+        ),
+    ],
+)
+def test_a_benchmark_measures_and_prints_its_rows(
+    name: str, first: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", "--only", name, *BRIEF, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    (made,) = report["tables"]
+    assert made["name"] == f"{name}-1"
+    head, *rows = made["rows"]
+    assert [row[0] for row in rows] == first
+    assert all(len(row) == len(head) for row in rows)
+    assert report["machine"]["threads"] == 1
+    said = capsys.readouterr().out
+    assert made["caption"] in said
+    assert all(row[0] in said for row in rows)
+
+
+def test_what_a_call_costs_beyond_the_kernel_is_the_difference() -> None:
+    (made,) = calls.tables(table.Setting(1, 0.01))
+    (_, kernel, none), *modules = made.rows[1:]
+    assert none == ""
+    for _, whole, beyond in modules:
+        assert float(whole) - float(kernel) == pytest.approx(float(beyond), abs=0.11)
+
+
+def test_kernel_alone_computes_the_product() -> None:
+    dense = prune_layers(torch.nn.Linear(8, 8))
+    token = torch.randn(1, 8)
+    call = calls.kernel_alone(sparse24.SparseLinear.from_dense(dense), token)
+    assert_matches(call(), linear_reference(token, dense.weight, dense.bias))
+
+
+def test_the_tables_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        {"table": "masks", "name": "plain read", "ms": 7.0, "gb_s": 9.25, "x_read": 1.0},
+        {"table": "linear", "m": 16, "k": 8, "n": 4, "gflops": 99.6, "of_peak": 0.5},
+        {"table": "decode", "m": 16, "k": 8, "gb_s": 5.25, "of_read": 0.875},
+    ]
+    monkeypatch.setattr(kernels, "_run", lambda root, threads: lines)
+    monkeypatch.chdir(CHECKOUT)
+    masks, peak, bandwidth = kernels.tables(table.Setting(1, 1.0))
+    assert masks.rows[1:] == [["plain read", "7.00", "9.2", "1.00"]]
+    assert peak.rows[1:] == [["16, 8", "4", "100", "50%"]]
+    assert bandwidth.rows[1:] == [["16, 8", "5.2", "88%"]]
+
+
+def test_every_benchmark_is_a_module_and_every_module_is_listed() -> None:
+    listed = [entry.name for entry in bench.BENCHMARKS]
+    made = [path.stem for path in Path(bench.__file__).parent.glob("*.py")]
+    assert set(made) - {"__init__", "machine", "papers", "table"} == set(listed)
+    assert all(callable(bench._benchmark(name)) for name in listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nothing"], "there is no benchmark 'nothing'; the benchmarks are linear, decode"),
+        (["--threads", "0"], "threads must be 1 or more, not 0"),
+        (["--seconds", "0"], "seconds must be more than 0, not 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--only", "calls", "--write"], ["--only", "kernels"]])
+def test_outside_a_checkout_it_is_said_in_one_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments, *BRIEF]) == 2
+    said = capsys.readouterr()
+    outside = f"{tmp_path} is not inside a checkout of sparse24 (no bench/RESULTS.md here or above)"
+    assert said.err == f"sparse24 bench: {outside}\n"
+    assert said.out == ""
+
+
+def test_of_all_benchmarks_the_one_that_needs_a_checkout_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "BENCHMARKS", [entry for entry in bench.BENCHMARKS if entry.name == "kernels"])
+    said: list[str] = []
+    assert bench.run(seconds=0.001, progress=said.append) == 0
+    (line,) = said
+    assert line.startswith("\nkernels: left out: ")
+    assert "not inside a checkout" in line
+
+
+# ---- memory -----------------------------------------------------------------------------------------
+
+SMALL = memory.Network("small", 2, lambda: torch.nn.Linear(64, 64), (4, 64), 4 * 64 * 64)
+
+
+def test_a_dense_network_holds_its_parameters() -> None:
+    held = memory.measure(SMALL, 3, torch.float32, sparse=False)
+    assert held.counted == 3 * 4 * (64 * 64 + 64)
+
+
+def test_tensors_without_memory_are_not_counted() -> None:
+    with FakeTensorMode():
+        kept: list[object] = [torch.ones(1000)]
+    kept += [torch.nn.LazyLinear(64), torch.ones(1000, device="meta"), torch.nn.Linear(9, 9, device="meta")]
+    held = memory.measure(SMALL, 1, torch.float32, sparse=False)
+    assert held.counted == 4 * (64 * 64 + 64)
+    assert len(kept) == 4
+
+
+def test_a_converted_network_holds_at_least_its_compressed_form() -> None:
+    dense = memory.measure(SMALL, 3, torch.bfloat16, sparse=False)
+    sparse = memory.measure(SMALL, 3, torch.bfloat16, sparse=True)
+    values, indices, bias = 2 * 64 * 64 // 2, 64 * 64 // 8, 2 * 64
+    assert sparse.counted >= 3 * (values + indices + bias)
+    assert sparse.counted != dense.counted
+
+
+def test_a_layer_that_stays_dense_is_no_figure() -> None:
+    with pytest.raises(sparse24.Error, match=r"was left dense: .*float64"):
+        memory.measure(SMALL, 1, torch.float64, sparse=True)
+
+
+@pytest.mark.parametrize("how", ["dense", "sparse"])
+def test_what_is_counted_is_what_the_system_gave(how: str) -> None:
+    counted, resident = memory._measure_apart("linear", 4, "bf16", how, table.Setting(1, 1.0))
+    assert resident == pytest.approx(counted, rel=0.05, abs=3e6)
+    if how == "dense":
+        assert counted == 4 * 2 * (2048 * 2048 + 2048)
+
+
+def test_memory_has_a_row_for_every_network_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_layers_that_fit", lambda network: 2)
+    monkeypatch.setattr(memory, "_measure_apart", lambda *_: memory.Held(3_000_000, 4_000_000))
+    (made,) = memory.tables(table.Setting(1, 1.0))
+    assert len(made.rows) == 1 + 2 * 3
+    assert made.rows[1][0] == "2 x BERT-Large encoder (of 24: more do not fit here)"
+    assert made.rows[1][1:] == ["fp32", "3", "3", "1.00", "4", "4", "1.00"]
+
+
+def test_no_more_layers_than_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_kilobytes", lambda path, name: 2 * 5 * SMALL.bytes // 1024)
+    assert memory._layers_that_fit(SMALL._replace(layers=24)) == 5
+    assert memory._layers_that_fit(SMALL) == 2
+    monkeypatch.setattr(memory, "_kilobytes", lambda path, name: 0)
+    assert memory._layers_that_fit(SMALL) == 1

@@ -1,0 +1,5 @@
+"""The shrunk demo, for every test of it."""
+
+from .small import small
+
+__all__ = ["small"]

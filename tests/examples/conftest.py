@@ -1,0 +1,5 @@
+"""The shrunk demo: examples/serve.py serves its encoder."""
+
+from tests.commands.demo.small import small
+
+__all__ = ["small"]

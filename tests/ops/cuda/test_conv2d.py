@@ -1,0 +1,82 @@
+"""The convolution of CUDA on the emulator, with CPU tensors. Not validation on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from emulated import FLOAT, HALF, EmulatedStream, Emulator, compressed, randn
+from reference import assert_matches, conv2d_reference
+from sparse24 import masks, ops
+from sparse24.ops.cuda import cusparselt
+from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda.products import Epilogue, Window
+
+from .precision import close
+
+WINDOWS = [  # channels, out_channels, kernel, stride, padding, dilation, groups
+    (16, 32, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    (16, 32, (3, 3), (2, 2), (1, 1), (1, 1), 1),
+    (16, 32, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    (16, 32, (1, 1), (2, 2), (0, 0), (1, 1), 1),
+    (20, 40, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    (6, 24, (2, 3), (1, 2), (0, 1), (2, 1), 1),
+    (32, 64, (3, 3), (1, 1), (1, 1), (1, 1), 2),
+    (32, 64, (1, 1), (1, 1), (0, 0), (1, 1), 4),
+]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [HALF, FLOAT])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.usefixtures("tf32")
+def test_conv2d(
+    window: tuple[Any, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    emulator: Emulator,
+    stream: EmulatedStream,
+) -> None:
+    channels, out_channels, *geometry, groups = window
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = randn(3, channels, 9, 8, dtype=dtype).contiguous(memory_format=layout)
+    weight = randn(out_channels, channels // groups, *geometry[0], dtype=FLOAT, seed=3)
+    masks.prune_(weight, pattern="1:2" if dtype is FLOAT else "2:4")
+    weight, bias = weight.to(dtype), randn(out_channels, dtype=dtype, seed=4)
+    operands = compressed(ops.conv_weight_to_matrix(weight))
+    output = cuda.conv2d(x, *operands, bias, Window(*geometry, groups), "relu", stream)
+    stride, padding, dilation = geometry[1:]
+    expected = conv2d_reference(
+        x, weight, bias, "relu", stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    close(output, expected)
+    assert output.is_contiguous(memory_format=layout)
+    assert emulator.launches() >= groups
+
+
+def test_patches_are_written_for_a_few_images_at_a_time(
+    emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = randn(5, 16, 8, 8), randn(32, 16, 3, 3, dtype=FLOAT)
+    masks.prune_(weight)
+    operands = compressed(ops.conv_weight_to_matrix(weight.half()))
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    monkeypatch.setattr(cuda, "IM2COL_BYTES", 2 * 64 * 144 * 2)
+    output = cuda.conv2d(x, *operands, None, window, "none", stream)
+    assert_matches(output, conv2d_reference(x, weight.half(), padding=1))
+    assert emulator.launches() == 3
+
+
+def test_groups_of_no_legal_size_run_dense(emulator: Emulator, stream: EmulatedStream) -> None:
+    x, weight = randn(2, 16, 6, 6), randn(24, 8, 3, 3, dtype=FLOAT)
+    masks.prune_(weight)
+    values, indices = compressed(ops.conv_weight_to_matrix(weight.half()))
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
+    output = cuda.conv2d(x, values, indices, None, window, "none", stream)
+    assert_matches(output, conv2d_reference(x, weight.half(), padding=1, groups=2))
+    assert emulator.launches() == 0
+    call = cuda.conv2d_call(x, values, window, (6, 6), HALF, Epilogue())
+    reason = cuda.conv2d_route(call, values, indices, window, cusparselt.gpu(0)).reason
+    assert reason == "12 output channels in each of 2 groups are no legal size; nearest: 16"
