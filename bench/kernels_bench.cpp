@@ -191,11 +191,54 @@ void bench_decode(int threads) {
   }
 }
 
+// The smallest calls, many in a row: what a layer's call costs beyond them is the host's.
+void bench_calls() {
+  constexpr int kCalls = 20000;
+  const Compressed w = compressed_weight(8, 8, 1);
+  const auto x = normals(8), bias = normals(8);
+  float y[8];
+  const auto t =
+      medians({[&] {
+                 for (int i = 0; i < kCalls; ++i)
+                   linear({w.weight, DType::kFloat32, x.data(), bias.data(), y, 1, 8, 8, 8, Activation::kNone, 1});
+               },
+               [&] {
+                 for (int i = 0; i < kCalls; ++i)
+                   conv2d({w.weight,
+                           DType::kFloat32,
+                           x.data(),
+                           bias.data(),
+                           y,
+                           1,
+                           8,
+                           1,
+                           1,
+                           8,
+                           1,
+                           1,
+                           1,
+                           1,
+                           0,
+                           0,
+                           1,
+                           1,
+                           1,
+                           MemoryFormat::kContiguous,
+                           Activation::kNone,
+                           1});
+               }},
+              15);
+  const char* names[] = {"linear 8x8", "conv2d 8x8 1x1"};
+  for (std::size_t i = 0; i < t.size(); ++i)
+    std::printf("{\"table\": \"call\", \"name\": \"%s\", \"us\": %.4g}\n", names[i], t[i] / kCalls * 1e6);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::max(1, std::atoi(argv[1])) : omp_get_max_threads();
   std::printf("{\"table\": \"machine\", \"isa\": \"%s\", \"threads\": %d}\n", cpu_isa().c_str(), threads);
+  bench_calls();
   bench_masks(threads);
   bench_linear(threads);
   bench_decode(threads);

@@ -44,6 +44,7 @@ PyObject* attribute(py::handle from, const char* name) { return py::object(from.
 
 Torch look_up() {
   Torch t;
+  py::module_::import("sparse24.ops.machine").attr("load")();  // constants that were measured here before
   const py::module_ torch = py::module_::import("torch");
   const py::object c = torch.attr("_C");
   t.tensor = attribute(torch, "Tensor");

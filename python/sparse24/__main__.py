@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("doctor", help="what runs on this machine, and does it compute right")
     check.add_argument("--json", action="store_true", help="for a program to read")
+    check.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the kernels' constants here for half a minute, and keep what is faster than the defaults",
+    )
     check.set_defaults(run=_doctor)
 
     report = commands.add_parser("report", help="which weights of a file are 2:4, and what they weigh")
@@ -104,6 +109,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.measure:
+        measure = importlib.import_module(".commands.measure", __package__)
+        found = measure.measure(lambda line: print(line, file=sys.stderr, flush=True))
+        print(f"kept in {measure.keep(found)}", file=sys.stderr)
     diagnosis = doctor.diagnose()
     if options.json:
         print(json.dumps({**dataclasses.asdict(diagnosis), "healthy": diagnosis.healthy}, indent=2))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from . import ops
+from .ops.machine import cpu_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +29,13 @@ class Machine:
         """This process, now."""
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        return cls(_cpu_name(), cores, torch.get_num_threads(), torch.__version__, ops.cpu_isa())
+        return cls(cpu_name(), cores, torch.get_num_threads(), torch.__version__, ops.cpu_isa())
 
     def __str__(self) -> str:
         return (
             f"{self.cpu}, {self.cores} cores, {self.threads} threads; torch {self.torch}, "
             f"sparse24 kernels: {self.kernels}"
         )
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def interleaved_medians(

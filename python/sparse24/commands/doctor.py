@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,26 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops, timing
+from .. import ops
 from ..masks import prune_
-from ..ops import Error
+from ..ops import Error, machine
 from ..ops.backend import backend, why_no_cuda
 from ..ops.cuda import cusparselt, device_kernels
 from ..report import format_table
 
-#: Every instruction set that has kernels, best first (csrc/cpu/dispatch.cpp).
-ISAS = ("avx512", "avx2", "neon", "scalar")
 #: Largest error of the self-test over the largest magnitude of the float64 result: float32 sums of
 #: some thousand products, as in the tests' table of tolerances.
 TOLERANCE = 2e-6
 
 _SELF_TEST_SECONDS = 1.0
-#: Asks the extension alone, without torch, which instruction set it takes.
-_ASK_ISA = (
-    "import importlib.machinery as m, importlib.util as u, sys; "
-    "l = m.ExtensionFileLoader('sparse24._C', sys.argv[1]); "
-    "e = u.module_from_spec(u.spec_from_loader('sparse24._C', l)); l.exec_module(e); print(e.cpu_isa())"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +44,13 @@ class Diagnosis:
     torch: str
     machine: str  #: operating system and architecture
     cpu: str
+    microarchitecture: str  #: with its caches
     isa: str | None  #: the kernels in use; None: SPARSE24_CPU_ISA names some that cannot run
     isa_problem: str
     isas_that_run: tuple[str, ...]  #: best first
+    isas_that_do_not: tuple[str, ...]  #: with the reason
+    amx: str  #: whether AMX can be used, or why not
+    tuning: str  #: the kernels' constants, and where they are from
     isa_wish: str | None  #: SPARSE24_CPU_ISA
     cores: int  #: that this process may use
     threads: int  #: of torch, which the kernels use too
@@ -85,8 +79,12 @@ class Diagnosis:
             ("torch", self.torch),
             ("machine", self.machine),
             ("cpu", self.cpu),
+            ("", self.microarchitecture),
             ("kernels", self.isa or f"NONE: {self.isa_problem}"),
             ("could run", f"{', '.join(self.isas_that_run)} (SPARSE24_CPU_ISA chooses: {wish})"),
+            *(("could not", each) for each in self.isas_that_do_not),
+            ("amx", self.amx),
+            ("constants", self.tuning),
             ("threads", f"{self.threads} of torch, {self.cores} cores; torch.set_num_threads sets them"),
             ("openmp", openmp),
             ("cuda", self.cuda),
@@ -114,10 +112,14 @@ def diagnose(seconds: float = _SELF_TEST_SECONDS) -> Diagnosis:
         python=platform.python_version(),
         torch=torch.__version__,
         machine=f"{platform.system()} {platform.machine()}",
-        cpu=timing._cpu_name(),
+        cpu=machine.cpu_name(),
+        microarchitecture=_about_cpu(),
         isa=isa,
         isa_problem=isa_problem,
-        isas_that_run=tuple(name for name in ISAS if _runs(name)),
+        isas_that_run=tuple(name for name, problem in machine.isas() if not problem),
+        isas_that_do_not=tuple(f"{name}: {problem}" for name, problem in machine.isas() if problem),
+        amx=machine.amx_problem() or "permitted; no kernels for it in this version",
+        tuning=_about_tuning() if isa is not None else "none",
         isa_wish=os.environ.get("SPARSE24_CPU_ISA"),
         cores=len(os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
@@ -132,25 +134,24 @@ def diagnose(seconds: float = _SELF_TEST_SECONDS) -> Diagnosis:
     )
 
 
+def _about_cpu() -> str:
+    found = machine.machine()
+    caches = [f"L{n} {found[f'l{n}_bytes'] >> 10:,} KB" for n in (1, 2, 3) if found[f"l{n}_bytes"]]
+    name = f"{found['vendor']} {found['microarchitecture'] or 'unknown'}"
+    return f"{name}, family {found['family']}, model {found['model']}; {', '.join(caches)}"
+
+
+def _about_tuning() -> str:
+    constants = machine.tuning()
+    row = constants.pop("row")
+    return f"{row}: {', '.join(f'{name} {value}' for name, value in constants.items())}"
+
+
 def _chosen_isa() -> tuple[str | None, str]:
     try:
         return ops.cpu_isa(), ""
     except ValueError as error:
         return None, str(error)
-
-
-def _runs(isa: str) -> bool:
-    """Whether the extension takes ``isa``, asked in a process of its own: it chooses only once."""
-    extension = sys.modules["sparse24._C"].__file__
-    torch_libraries = str(Path(torch.__file__).parent / "lib")  # with an OpenMP, if the system has none
-    asked = subprocess.run(
-        [sys.executable, "-I", "-c", _ASK_ISA, str(extension)],
-        env={**os.environ, "SPARSE24_CPU_ISA": isa, "LD_LIBRARY_PATH": torch_libraries},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() == isa
 
 
 def openmp_runtimes(maps: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import register_fake
 
 from .. import _C
+from . import machine
 from .layout import conv_matrix_to_weight
 from .product import activate, check_product, weight_arguments
 from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
@@ -105,6 +106,7 @@ def _conv2d_cpu(
     channels_last = is_channels_last(input)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = input.contiguous(memory_format=layout)
+    machine.load()
     weight, operands = weight_arguments(values, indices)
     bias = None if bias is None else bias.contiguous()
     out_size = conv_out_size(input, kernel_size, stride, padding, dilation)

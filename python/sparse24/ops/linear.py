@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import register_fake
 
 from .. import _C
+from . import machine
 from .product import activate, check_product, weight_arguments
 from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
 
@@ -53,6 +54,7 @@ def _linear_cpu(
         stride = input.stride(0)
     else:
         x = input.contiguous()
+    machine.load()
     weight, operands = weight_arguments(values, indices)
     bias = None if bias is None else bias.contiguous()
     output = input.new_empty(*lead, values.shape[0])

@@ -7,26 +7,16 @@ version and product, for algorithm ids mean nothing elsewhere. Read when a devic
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import figures
 from . import cusparselt, route
 from .cusparselt import GPU, Algorithm
 from .route import Measured
 
-_FORMAT = 1
-
-
-def path() -> Path:
-    """The file."""
-    folder = os.environ.get("SPARSE24_CACHE") or Path.home() / ".cache" / "sparse24"
-    return Path(folder) / "tuned.json"
+_FILE, _FORMAT = "tuned.json", 1
 
 
 def identity(device: int, gpu: GPU) -> str:
@@ -37,20 +27,7 @@ def identity(device: int, gpu: GPU) -> str:
 
 
 def _read() -> dict[str, Any]:
-    file = path()
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["format"] == _FORMAT and isinstance(found["gpus"], dict):
-            return dict(found["gpus"])
-        problem = f"format {found['format']!r} is not {_FORMAT}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = repr(error)
-    warnings.warn(
-        f"{file} cannot be read ({problem}): its figures are not used; delete it and tune again", stacklevel=2
-    )
-    return {}
+    return figures.read(_FILE, _FORMAT, "gpus", "delete it and tune again")
 
 
 def _name(key: tuple[Any, ...]) -> str:
@@ -65,17 +42,17 @@ def _key(name: str, gpu: GPU) -> tuple[Any, ...]:
 
 def load(device: int, gpu: GPU) -> int:
     """Use the file's figures for this device from now on; how many there are."""
-    figures = _read().get(identity(device, gpu), {})
-    for name, entry in figures.items():
+    found = _read().get(identity(device, gpu), {})
+    for name, entry in found.items():
         algorithm = Algorithm(*entry["algorithm"])
         route.measured[_key(name, gpu)] = Measured(algorithm, *entry["microseconds"])
     route.forget()
-    return len(figures)
+    return len(found)
 
 
 def save(device: int, gpu: GPU) -> None:
     """Write this device's figures, beside those of other devices, in one step."""
-    figures = {
+    own = {
         _name(key): {
             "algorithm": [
                 found.algorithm.id,
@@ -88,9 +65,4 @@ def save(device: int, gpu: GPU) -> None:
         for key, found in route.measured.items()
         if key[0] == gpu
     }
-    everything = {"format": _FORMAT, "gpus": {**_read(), identity(device, gpu): figures}}
-    file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as draft:
-        json.dump(everything, draft, indent=1)
-    os.replace(draft.name, file)
+    figures.write(_FILE, _FORMAT, "gpus", {**_read(), identity(device, gpu): own})
