@@ -10,13 +10,17 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import sparse24
-from reference import assert_matches, linear_reference, prune_layers
 from sparse24.__main__ import main
 from sparse24.commands import bench
 from sparse24.commands.bench import calls, conv, decode, kernels, linear, memory, table
 
 BRIEF = ("--seconds", "0.001", "--threads", "1")
 CHECKOUT = Path(__file__).parents[3]
+#: What bench/kernels_bench.cpp prints of the kernels behind calls.
+CALLS = [
+    {"table": "call", "name": "linear 8x8", "us": 0.25},
+    {"table": "call", "name": "conv2d 8x8 1x1", "us": 0.5},
+]
 
 
 @pytest.fixture
@@ -28,6 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "COLD_BYTES", 4e3)
     monkeypatch.setattr(conv, "SHAPES", [(8, 12, 5, 3), (8, 4, 5, 1)])
     monkeypatch.setattr(conv, "BATCH", 2)
+    monkeypatch.setattr(calls, "kernel_times", lambda threads: {line["name"]: line["us"] for line in CALLS})
 
 
 @pytest.mark.usefixtures("tiny")
@@ -37,16 +42,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("linear", ["16, 24", "16, 24"]),
         ("decode", ["16, 24", "16, 24"]),
         ("conv", ["8 -> 12, 5x5, 3x3", "8 -> 4, 5x5, 1x1"]),
-        (
-            "calls",
-            [
-                "kernel from Python",
-                "nn.Linear(8, 8)",
-                "SparseLinear(8, 8)",
-                "nn.Conv2d(8, 8, 1)",
-                "SparseConv2d(8, 8, 1)",
-            ],
-        ),
+        ("calls", ["nn.Linear(8, 8)", "SparseLinear(8, 8)", "nn.Conv2d(8, 8, 1)", "SparseConv2d(8, 8, 1)"]),
     ],
 )
 def test_a_benchmark_measures_and_prints_its_rows(
@@ -66,19 +62,31 @@ def test_a_benchmark_measures_and_prints_its_rows(
     assert all(row[0] in said for row in rows)
 
 
-def test_what_a_call_costs_beyond_the_kernel_is_the_difference() -> None:
+@pytest.mark.usefixtures("tiny")
+def test_what_a_call_costs_beyond_its_kernel_is_the_difference() -> None:
     (made,) = calls.tables(table.Setting(1, 0.01))
-    (_, kernel, none), *modules = made.rows[1:]
-    assert none == ""
-    for _, whole, beyond in modules:
-        assert float(whole) - float(kernel) == pytest.approx(float(beyond), abs=0.11)
+    linear_dense, linear_sparse, conv_dense, conv_sparse = made.rows[1:]
+    for dense, sparse, kernel in ((linear_dense, linear_sparse, 0.25), (conv_dense, conv_sparse, 0.5)):
+        assert dense[2:] == ["", "", ""]
+        whole, alone, beyond, ratio = (float(cell) for cell in sparse[1:])
+        assert alone == kernel
+        assert whole - alone == pytest.approx(beyond, abs=0.011)
+        assert beyond / float(dense[1]) == pytest.approx(ratio, abs=0.02)
 
 
-def test_kernel_alone_computes_the_product() -> None:
-    dense = prune_layers(torch.nn.Linear(8, 8))
-    token = torch.randn(1, 8)
-    call = calls.kernel_alone(sparse24.SparseLinear.from_dense(dense), token)
-    assert_matches(call(), linear_reference(token, dense.weight, dense.bias))
+def test_the_kernels_alone_are_those_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    lines = [{"table": "masks", "name": "plain read", "ms": 7.0}, *CALLS]
+    monkeypatch.setattr(kernels, "_run", lambda *given: asked.append(given) or lines)
+    monkeypatch.chdir(CHECKOUT / "tests")
+    assert calls.kernel_times(3) == {"linear 8x8": 0.25, "conv2d 8x8 1x1": 0.5}
+    assert asked == [(CHECKOUT, 3)]
+
+
+def test_the_cpp_program_times_the_kernels_that_calls_asks_for() -> None:
+    program = (CHECKOUT / "bench" / "kernels_bench.cpp").read_text()
+    assert '\\"table\\": \\"call\\"' in program
+    assert all(line["name"] in program for line in CALLS)
 
 
 def test_the_tables_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
