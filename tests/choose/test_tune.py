@@ -13,7 +13,8 @@ from emulated import FLOAT, HALF, EmulatedStream, Emulator, compressed, randn, s
 from reference import assert_matches, linear_reference
 from sparse24 import SparseConv2d, SparseLinear, masks
 from sparse24.choose import gpu
-from sparse24.ops.cuda import cusparselt, route, tuned
+from sparse24.ops import figures
+from sparse24.ops.cuda import cusparselt, launch, route, tuned
 from sparse24.ops.cuda import products as cuda
 
 
@@ -45,15 +46,15 @@ def test_tuning_measures_every_product_and_remembers(emulator: Emulator, stream:
     assert len(lines) == 4
     assert "288 x 64" in str(rows)
     assert torch.equal(torch.get_rng_state(), before)
-    stored = json.loads(tuned.path().read_text())
-    (figures,) = stored["gpus"].values()
-    assert sorted(figures) == [
+    stored = json.loads(figures.path("tuned.json").read_text())
+    (found,) = stored["gpus"].values()
+    assert sorted(found) == [
         "float16 float16 288 64 128", "float16 float16 288 64 16",
         "float16 float16 32 144 128", "float16 float16 32 144 16",
     ]  # fmt: skip
     # Another process reads the figures at its first call.
     route.measured.clear()
-    cuda.forget()
+    launch.forget()
     weight = sparse_weight(288, 64, HALF)
     output = cuda.linear(randn(100, 64), *compressed(weight), None, "none", stream)
     assert_matches(output, linear_reference(randn(100, 64), weight))
@@ -92,8 +93,8 @@ def test_tuning_says_what_cannot_run(emulator: Emulator) -> None:
 
 @pytest.mark.parametrize("text", ["{", '{"format": 7, "gpus": {}}', "[]", '{"format": 1, "gpus": 3}'])
 def test_a_damaged_file_of_figures_is_told_and_not_used(text: str, emulator: Emulator) -> None:
-    tuned.path().parent.mkdir()
-    tuned.path().write_text(text)
+    figures.path("tuned.json").parent.mkdir()
+    figures.path("tuned.json").write_text(text)
     with pytest.warns(UserWarning, match="delete it and tune again"):
         assert tuned.load(0, cusparselt.gpu(0)) == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import threading
 import time
 from typing import Any
@@ -15,15 +14,15 @@ from torch import Tensor
 import sparse24
 from emulated import HALF, EmulatedStream, Emulator, compressed, randn, sparse_weight
 from reference import assert_matches, linear_reference
-from sparse24 import SparseLinear
-from sparse24.ops.cuda import blobs, cusparselt, route
+from sparse24 import _C, SparseLinear
+from sparse24.ops.cuda import blobs, cusparselt, launch, route, weights
 from sparse24.ops.cuda import products as cuda
 from sparse24.ops.cuda.cusparselt import Algorithm
 from sparse24.ops.cuda.route import Call, Measured
 
 
-def blobs_of(values: Tensor) -> dict[Any, blobs.Blob]:
-    return blobs._prepared[id(values)].blobs
+def blobs_of(*operands: Tensor) -> dict[Any, blobs.Blob]:
+    return weights.derived_of(*operands).blobs
 
 
 def test_a_weight_is_compressed_once(emulator: Emulator, stream: EmulatedStream) -> None:
@@ -31,7 +30,7 @@ def test_a_weight_is_compressed_once(emulator: Emulator, stream: EmulatedStream)
     values, indices = compressed(weight)
     for tokens in (16, 64, 16):
         cuda.linear(randn(tokens, 64), values, indices, None, "none", stream)
-    assert len(blobs_of(values)) == 1
+    assert len(blobs_of(values, indices)) == 1
 
 
 def test_a_weight_is_compressed_again_after_it_changed(stream: EmulatedStream) -> None:
@@ -48,20 +47,19 @@ def test_a_weight_is_compressed_again_for_another_algorithm(stream: EmulatedStre
     key = route.measured_key(Call(HALF, HALF, 288, 16, 64), cusparselt.gpu(0))
     for id in (0, 1, 2, 3):
         route.measured[key] = Measured(Algorithm(id), 1.0, 0.0, 0.0)
-        cuda.forget_plans()
+        launch.forget_plans()
         assert_matches(cuda.linear(x, values, indices, None, "none", stream), linear_reference(x, weight))
-    assert len(blobs_of(values)) == blobs.BLOBS_OF_A_WEIGHT
+    assert len(blobs_of(values, indices)) == blobs.BLOBS_OF_A_WEIGHT
 
 
 def test_blobs_go_with_their_weight(stream: EmulatedStream) -> None:
     values, indices = compressed(sparse_weight(32, 64, HALF))
-    key = id(values)
+    key = weights._key_of(values, indices)
     cuda.linear(randn(16, 64), values, indices, None, "none", stream)
-    blobs.keep_dense(values)
+    assert key in weights._table
     del values
-    gc.collect()
-    assert key not in blobs._prepared
-    assert key not in blobs._keep_dense
+    weights.derived_of(*compressed(sparse_weight(32, 64, HALF)))  # what is gone is dropped with the next
+    assert key not in weights._table
 
 
 def test_a_state_dict_holds_no_blob(stream: EmulatedStream) -> None:
@@ -78,7 +76,7 @@ def test_another_stream_tells_the_allocator(emulator: Emulator, stream: Emulated
     assert stream.recorded == []
     other = emulator.new_stream()
     cuda.linear(randn(16, 64), values, indices, None, "none", other)
-    (blob,) = blobs_of(values).values()
+    (blob,) = blobs_of(values, indices).values()
     assert [tensor.data_ptr() for tensor in other.recorded] == [blob.data.data_ptr()]
     assert set(blobs._workspaces) == {(0, 0), (0, other.handle)}
     emulator.cuda("StreamDestroy", ctypes.c_void_p(other.handle))
@@ -151,5 +149,5 @@ def _prepare_plans(m: int, n: int, k: int, stream: EmulatedStream) -> None:
     """As if a plan of these sizes were known, so that only the blob is missing."""
     call = Call(HALF, HALF, m, n, k)
     form = route.product(call, "none", Algorithm())
-    key = cuda._C.cusparselt_blob_key(0, form)
-    cuda._plans[(0, call, "none", Algorithm(), k, m, (1, 0, 0))] = blobs.Plan(form, key, 1, 1, 1)
+    key = _C.cusparselt_blob_key(0, form)
+    launch._plans[(0, call, "none", Algorithm(), k, m, (1, 0, 0))] = blobs.Plan(form, key, 1, 1, 1)

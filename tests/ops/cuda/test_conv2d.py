@@ -12,7 +12,9 @@ from reference import assert_matches, conv2d_reference
 from sparse24 import masks, ops
 from sparse24.ops.cuda import cusparselt
 from sparse24.ops.cuda import products as cuda
-from sparse24.ops.cuda.products import Epilogue, Window
+from sparse24.ops.cuda.launch import Epilogue
+from sparse24.ops.cuda.products import Window
+from sparse24.ops.cuda.weights import Canonical
 
 from .precision import close
 
@@ -77,6 +79,6 @@ def test_groups_of_no_legal_size_run_dense(emulator: Emulator, stream: EmulatedS
     output = cuda.conv2d(x, values, indices, None, window, "none", stream)
     assert_matches(output, conv2d_reference(x, weight.half(), padding=1, groups=2))
     assert emulator.launches() == 0
-    call = cuda.conv2d_call(x, values, window, (6, 6), HALF, Epilogue())
-    reason = cuda.conv2d_route(call, values, indices, window, cusparselt.gpu(0)).reason
+    call = cuda.conv2d_call(x, len(values), window, (6, 6), HALF, Epilogue())
+    reason = cuda.conv2d_route(call, Canonical(values, indices), window, cusparselt.gpu(0)).reason
     assert reason == "12 output channels in each of 2 groups are no legal size; nearest: 16"

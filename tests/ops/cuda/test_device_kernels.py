@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from emulated import BF16, FLOAT, HALF, EmulatedStream, compressed, randn, sparse_weight
-from sparse24 import ops
+from sparse24 import _C, ops
 from sparse24.ops.cuda import device_kernels
 from sparse24.ops.cuda import operators as cuda_ops
-from sparse24.ops.cuda import products as cuda
 
 
 class KernelsOnCpu:
@@ -28,15 +27,15 @@ class KernelsOnCpu:
 
     @staticmethod
     def on_mask24(weight: int, dtype: int, rows: int, cols: int, mask: int, stream: int) -> None:
-        cuda._C.nm_mask(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
+        _C.nm_mask(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
 
     @staticmethod
     def on_prune24(weight: int, dtype: int, rows: int, cols: int, mask: int, stream: int) -> None:
-        cuda._C.nm_prune(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
+        _C.nm_prune(weight, dtype, rows, cols, 1, 2, 4, mask, 1)
 
     @staticmethod
     def on_transposable_mask(weight: int, dtype: int, rows: int, cols: int, mask: int, stream: int) -> None:
-        cuda._C.transposable_mask(weight, dtype, rows, cols, mask, 1)
+        _C.transposable_mask(weight, dtype, rows, cols, mask, 1)
 
     @staticmethod
     def on_compress(
@@ -45,7 +44,7 @@ class KernelsOnCpu:
     ) -> None:  # fmt: skip
         assert stride == cols
         try:
-            cuda._C.compress(dense, dtype, rows, cols, values, indices)
+            _C.compress(dense, dtype, rows, cols, values, indices)
         except ValueError:  # the kernel leaves row * groups + group: here the test's only crowded group
             ctypes.c_int64.from_address(crowded).value = 3
 
@@ -55,7 +54,7 @@ class KernelsOnCpu:
         dense_cols: int, stream: int,
     ) -> None:  # fmt: skip
         assert (dense_rows, dense_cols) == (rows, padded)
-        cuda._C.expand(values, indices, dtype, rows, padded, dense)
+        _C.expand(values, indices, dtype, rows, padded, dense)
 
     @staticmethod
     def on_quantize_per_token(

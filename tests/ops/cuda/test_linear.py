@@ -14,8 +14,9 @@ from sparse24 import ops
 from sparse24.ops.cuda import cusparselt, route
 from sparse24.ops.cuda import products as cuda
 from sparse24.ops.cuda.cusparselt import Algorithm
-from sparse24.ops.cuda.products import Epilogue
+from sparse24.ops.cuda.launch import Epilogue
 from sparse24.ops.cuda.route import Call, Measured
+from sparse24.ops.cuda.weights import Canonical
 
 from .precision import close
 
@@ -108,18 +109,18 @@ def test_a_slice_of_tokens_is_one_launch_without_a_copy(
 
     weight = sparse_weight(32, 64, HALF)
     x = _views()["slice of tokens"]
-    monkeypatch.setattr(cuda, "_legal_input", copied)
+    monkeypatch.setattr(cuda, "legal_input", copied)
     cuda.linear(x, *compressed(weight), None, "none", stream)
     assert emulator.launches() == 1
 
 
 def test_relu_with_bounds(stream: EmulatedStream) -> None:
     weight, x = sparse_weight(32, 64, HALF), randn(16, 64)
-    values, indices = compressed(weight)
+    held = Canonical(*compressed(weight))
     epilogue = Epilogue(activation="relu", relu_bounds=(0.5, 6.0))
     call = Call(HALF, HALF, 32, 16, 64, "relu", relu_bounds=(0.5, 6.0))
-    chosen = cuda.route_of(call, values, indices, cusparselt.gpu(0))
-    output = cuda.linear_sparse(x, values, indices, epilogue, HALF, chosen, call, stream)
+    chosen = cuda.route_of(call, held, cusparselt.gpu(0))
+    output = cuda.linear_sparse(x, held, epilogue, HALF, chosen, call, stream)
     product = linear_reference(x, weight)
     # Values at the threshold may round to either side of it.
     sure = (product - 0.5).abs() > 0.01

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-import sparse24
 from emulated import FLOAT, HALF, EmulatedStream, Emulator, compressed, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference
-from sparse24 import SparseLinear
-from sparse24.ops.cuda import blobs, cusparselt, route
+from sparse24.ops.cuda import cusparselt, route, weights
 from sparse24.ops.cuda import products as cuda
 from sparse24.ops.cuda.cusparselt import GPU, Algorithm
 from sparse24.ops.cuda.products import Window
 from sparse24.ops.cuda.route import Call, Measured
+from sparse24.ops.cuda.weights import Canonical
 
 from .precision import close
 
@@ -58,15 +57,14 @@ def test_measured_figures_decide(emulator: Emulator) -> None:
 
 
 def test_a_dense_copy_is_kept_where_it_is_asked_for(emulator: Emulator, stream: EmulatedStream) -> None:
-    layer = SparseLinear.from_weight(sparse_weight(32, 64, HALF))
-    x = randn(4, 64)
-    values, indices, _ = layer._operands()
-    assert sparse24.keep_dense(layer) == 1
-    first = blobs.dense_weight(values, indices, stream)
-    assert blobs.dense_weight(values, indices, stream) is first
-    assert_matches(cuda.linear(x, values, indices, None, "none", stream), linear_reference(x, layer.weight))
-    sparse24.keep_dense(layer, keep=False)
-    assert blobs.dense_weight(values, indices, stream) is not first
+    weight, x = sparse_weight(32, 64, HALF), randn(4, 64)
+    operands = compressed(weight)
+    weights.keep_dense(*operands, True)
+    first = Canonical(*operands).dense(stream)
+    assert Canonical(*operands).dense(stream) is first
+    assert_matches(cuda.linear(x, *operands, None, "none", stream), linear_reference(x, weight))
+    weights.keep_dense(*operands, False)
+    assert Canonical(*operands).dense(stream) is not first
     assert emulator.launches() == 0
 
 
@@ -74,7 +72,7 @@ def test_float32_needs_leave_to_run_as_tf32(emulator: Emulator, stream: Emulated
     weight, x = sparse_weight(32, 64, FLOAT), randn(16, 64, dtype=FLOAT)
     assert_matches(cuda.linear(x, *compressed(weight), None, "none", stream), linear_reference(x, weight))
     assert emulator.launches() == 0
-    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), *compressed(weight), cusparselt.gpu(0))
+    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), Canonical(*compressed(weight)), cusparselt.gpu(0))
     assert "set_float32_matmul_precision" in chosen.reason
 
 
@@ -84,7 +82,7 @@ def test_float32_that_is_not_1_of_2_runs_dense(emulator: Emulator, stream: Emula
     weight[:, ::4] = weight[:, 1::4] = 1.5  # 2:4, but both in one pair
     assert_matches(cuda.linear(x, *compressed(weight), None, "none", stream), linear_reference(x, weight))
     assert emulator.launches() == 0
-    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), *compressed(weight), cusparselt.gpu(0))
+    chosen = cuda.route_of(Call(FLOAT, FLOAT, 32, 16, 64), Canonical(*compressed(weight)), cusparselt.gpu(0))
     assert "one kept weight of every two" in chosen.reason
 
 

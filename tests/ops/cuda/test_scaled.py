@@ -10,8 +10,8 @@ from emulated import BF16, FLOAT, HALF, EmulatedStream, Emulator, compressed, ei
 from reference import relative_error
 from sparse24 import masks, ops
 from sparse24.ops import scaled
-from sparse24.ops.cuda import cusparselt, route
-from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda import cusparselt, launch, route
+from sparse24.ops.cuda import scaled as cuda_scaled
 from sparse24.ops.cuda.products import Window
 from sparse24.ops.cuda.route import Call
 
@@ -28,13 +28,13 @@ def test_scaled_linear(
     stream = EmulatedStream()
     if dtype in FP8:
         emulator.set_sm(90)
-        cuda.forget()
+        launch.forget()
     m, n, k = 64, 37, 70
     x, weight = eight_bit(n, k, dtype=dtype), eight_bit(m, k, dtype=dtype, seed=1, sparse=True)
     scale = torch.rand(m, generator=torch.Generator().manual_seed(2)) / 16 if scales else None
     bias = torch.randint(-3, 4, (m,), generator=torch.Generator().manual_seed(3)).float()
     operands = (x, *compressed(weight), scale, bias, out_dtype)
-    output = cuda.scaled_linear(*operands, activation, stream)
+    output = cuda_scaled.scaled_linear(*operands, activation, stream)
     expected = scaled.scaled_linear_torch(*operands, activation)
     assert output.dtype is out_dtype
     if out_dtype.is_floating_point:
@@ -53,7 +53,7 @@ def test_int8_convolution_is_exact(emulator: Emulator, stream: EmulatedStream) -
     weight = weight.to(torch.int8)
     operands = compressed(ops.conv_weight_to_matrix(weight))
     window = Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
-    output = cuda.scaled_conv2d(x, *operands, None, None, torch.int32, window, "none", stream)
+    output = cuda_scaled.scaled_conv2d(x, *operands, None, None, torch.int32, window, "none", stream)
     expected = F.conv2d(x.double(), weight.double(), padding=1, groups=2)
     assert torch.equal(output.double(), expected)
     assert output.is_contiguous(memory_format=torch.channels_last)
@@ -65,12 +65,14 @@ def test_8_bit_products_without_a_device_run_in_torch(emulator: Emulator, stream
     x, weight = eight_bit(9, 64, dtype=torch.int8), eight_bit(32, 64, dtype=torch.int8, sparse=True)
     operands = (x, *compressed(weight), None, None, torch.int32)
     assert torch.equal(
-        cuda.scaled_linear(*operands, "none", stream).double(), x.double() @ weight.double().t()
+        cuda_scaled.scaled_linear(*operands, "none", stream).double(), x.double() @ weight.double().t()
     )
     window = Window((1, 1), (1, 1), (0, 0), (1, 1), 1)
     image = x.view(1, 9, 8, 8)[:, :8].contiguous()
     kernel = eight_bit(32, 8, dtype=torch.int8, sparse=True)
-    output = cuda.scaled_conv2d(image, *compressed(kernel), None, None, torch.int32, window, "none", stream)
+    output = cuda_scaled.scaled_conv2d(
+        image, *compressed(kernel), None, None, torch.int32, window, "none", stream
+    )
     assert torch.equal(output.double(), F.conv2d(image.double(), kernel.double().view(32, 8, 1, 1)))
     emulator.reset()
     emulator.set_deferred(0)
@@ -80,7 +82,7 @@ def test_fp8_needs_a_gpu_that_has_it(emulator: Emulator, stream: EmulatedStream)
     x = eight_bit(16, 64, dtype=FP8[0])
     weight = eight_bit(32, 64, dtype=FP8[0], sparse=True)
     operands = (x, *compressed(weight), None, None, HALF)
-    output = cuda.scaled_linear(*operands, "none", stream)  # sm_86: in torch
+    output = cuda_scaled.scaled_linear(*operands, "none", stream)  # sm_86: in torch
     assert torch.equal(output, scaled.scaled_linear_torch(*operands))
     assert emulator.launches() == 0
     chosen = route.choose(Call(FP8[0], HALF, 32, 16, 64), cusparselt.gpu(0), False)
