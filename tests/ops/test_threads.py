@@ -6,22 +6,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sparse24
 from reference import assert_matches, conv2d_reference, linear_reference, prune_layers, relative_error
 from sparse24 import SparseConv2d, SparseLinear
+from sparse24.ops import machine
 
-from .operands import compressed_conv, compressed_linear, sparse
+from .operands import DTYPES, compressed_conv, compressed_linear, sparse
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
-def test_concurrent_calls_agree_and_pack_safely() -> None:
+def test_concurrent_calls_agree() -> None:
     models = [
         prune_layers(nn.Sequential(nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 36, 10)))
         for _ in range(3)
@@ -61,16 +62,87 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_the_thread_count_changes_nothing() -> None:
-    weight, values, indices, bias = compressed_linear(130, 260)
-    kernel, conv_values, conv_indices, conv_bias = compressed_conv(20, 12, 3, 3)
-    for tokens in (1, 6, 200):
-        x = torch.randn(tokens, 260)
-        assert_matches(sparse.linear(x, values, indices, bias), linear_reference(x, weight, bias))
-    image = torch.randn(3, 12, 17, 19)
-    output = sparse.conv2d(image, conv_values, conv_indices, conv_bias, (3, 3))
-    assert_matches(output, conv2d_reference(image, kernel, conv_bias))
+def with_threads(count: int, call: Callable[[], Tensor]) -> Tensor:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 6, 9, 200, 801])
+def test_the_thread_count_changes_no_bit_of_a_linear_product(tokens: int, dtype: torch.dtype) -> None:
+    weight, values, indices, bias = compressed_linear(517, 644, dtype)
+    x = torch.randn(tokens, 644).to(dtype)
+
+    def product() -> Tensor:
+        return sparse.linear(x, values, indices, bias)
+
+    alone = with_threads(1, product)
+    assert_matches(alone, linear_reference(x, weight, bias))
+    for count in (2, 3):
+        assert torch.equal(with_threads(count, product), alone)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_thread_count_changes_no_bit_of_a_convolution(
+    groups: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    kernel, values, indices, bias = compressed_conv(60, 24 // groups, 3, 3, dtype=dtype)
+    x = torch.randn(3, 24, 17, 19).to(dtype).contiguous(memory_format=layout)
+
+    def product() -> Tensor:
+        return sparse.conv2d(x, values, indices, bias, (3, 3), groups=groups)
+
+    alone = with_threads(1, product)
+    assert_matches(alone, conv2d_reference(x, kernel, bias, groups=groups))
+    for count in (2, 3):
+        assert torch.equal(with_threads(count, product), alone)
+
+
+@pytest.fixture
+def tuned() -> Iterator[Callable[..., None]]:
+    """Sets constants of the kernels; the machine's own are back after the test."""
+    machine.load()
+    yield machine.set_tuning
+    machine.set_tuning()
+    machine.load.cache_clear()
+
+
+#: How the work is cut: streams of rows, vectors of tokens to a tile, its columns, sums that stay in L2.
+SPLITS = [
+    {"streams": 1, "vectors": 1},
+    {"streams": 2, "vectors": 2, "tile_cols": 32},
+    {"streams": 4, "vectors": 5, "tile_cols": 64, "sums_bytes": 1 << 14},
+    {"streams": 4, "vectors": 20, "tile_cols": 32, "sums_bytes": 1 << 20},
+]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 200])
+def test_how_the_work_is_cut_changes_no_bit(tokens: int, tuned: Callable[..., None]) -> None:
+    weight, values, indices, bias = compressed_linear(517, 644)
+    x = torch.randn(tokens, 644)
+    outputs = []
+    for split in SPLITS:
+        tuned(**split)
+        assert machine.tuning()["row"] == "measured here"
+        outputs += [with_threads(count, lambda: sparse.linear(x, values, indices, bias)) for count in (1, 3)]
+    assert_matches(outputs[0], linear_reference(x, weight, bias))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def test_tokens_of_a_large_product_are_the_same_in_any_company() -> None:
+    _, values, indices, bias = compressed_linear(130, 260)
+    x = torch.randn(400, 260)
+    whole = sparse.linear(x, values, indices, bias)
+    for size in (16, 77, 200):
+        parts = [sparse.linear(part, values, indices, bias) for part in x.split(size) if len(part) > 15]
+        together = torch.cat(parts)
+        assert torch.equal(together, whole[: len(together)])
 
 
 @pytest.mark.usefixtures("two_threads")
