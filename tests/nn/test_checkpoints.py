@@ -111,5 +111,8 @@ def test_damage_done_behind_the_checks_is_found_at_the_call() -> None:
     linear.indices.fill_(0)
     with pytest.raises(ValueError, match="row 0"):
         linear(torch.randn(2, 20))
-    with pytest.raises(ValueError, match="row 0"):
-        _ = linear.weight
+    weight = linear.weight  # reads nothing
+    assert weight.shape == (6, 20)
+    for read in (weight.dense, weight.sum, lambda: weight + 1, linear.to_dense):
+        with pytest.raises(ValueError, match="row 0"):
+            read()

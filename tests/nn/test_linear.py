@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import nn
 from reference import ACTIVATIONS, assert_matches, linear_reference
 from sparse24 import SparseLinear, masks
 
-from .layers import DTYPES, pruned_linear
+from .layers import DTYPES, assert_same_state, exact_state, pruned_linear
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -126,12 +128,50 @@ def test_linear_classes_refuse_other_modules_and_missing_data() -> None:
         SparseLinear.from_dense(nn.Linear(4, 4, device="meta"))
     with pytest.raises(ValueError, match=r"\[out_features, in_features\], not \(8,\)"):
         SparseLinear.from_weight(torch.zeros(8))
-    with pytest.raises(KeyError, match="weight"):
-        SparseLinear(4, 4).weight = nn.Parameter(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="'swish'"):
         SparseLinear(4, 4, activation="swish")
     with pytest.raises(ValueError, match=r"relu.*nn\.Linear cannot hold"):
         SparseLinear(4, 4, activation="relu").to_dense()
+
+
+def test_an_assigned_weight_is_the_layers() -> None:
+    dense = pruned_linear(20, 6)
+    sparse = SparseLinear.from_dense(dense)
+    x, held = torch.randn(3, 20), sparse.values
+    sparse.weight = nn.Parameter(torch.zeros(6, 20))
+    assert torch.equal(sparse(x), dense.bias.expand(3, 6))
+    assert not sparse.values.any()
+    other = pruned_linear(20, 6).weight
+    sparse.weight = other
+    assert torch.equal(sparse.weight, other)
+    assert_matches(sparse(x), linear_reference(x, other, dense.bias))
+    sparse.weight = SparseLinear.from_dense(dense).weight
+    assert_matches(sparse(x), linear_reference(x, dense.weight, dense.bias))
+    assert sparse.values is held
+    assert [*sparse._parameters, *sparse._buffers] == ["values", "bias", "indices"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda: nn.Parameter(torch.ones(6, 20)), ValueError, r"row 0, columns 0-3 .*sparse24\.to_dense"),
+        (lambda: torch.zeros(6, 24), ValueError, r"\(6, 20\) cannot become \(6, 24\): call to_dense\(\)"),
+        (lambda: torch.zeros(20, 6).t()[:5], ValueError, r"cannot become \(5, 20\)"),
+        (lambda: None, TypeError, "must be a tensor, not NoneType"),
+    ],
+    ids=["dense", "wide", "rows", "none"],
+)
+def test_a_weight_that_cannot_be_assigned_changes_nothing(
+    wrong: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    sparse = SparseLinear.from_dense(pruned_linear(20, 6))
+    x, state = torch.randn(3, 20), exact_state(sparse)
+    before, addresses = sparse(x), [tensor.data_ptr() for tensor in sparse.state_dict().values()]
+    with pytest.raises(error, match=message):
+        sparse.weight = wrong()
+    assert_same_state(sparse, state)
+    assert [tensor.data_ptr() for tensor in sparse.state_dict().values()] == addresses
+    assert torch.equal(sparse(x), before)
 
 
 def test_linear_repr_names_what_is_not_the_default() -> None:
