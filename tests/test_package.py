@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import platform
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sparse24
-from sparse24.commands import doctor
+from sparse24.ops import machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,22 +23,48 @@ def read(*parts: str) -> str:
     return ROOT.joinpath(*parts).read_text(encoding="utf-8")
 
 
-def test_the_doctor_knows_the_instruction_sets_of_the_dispatcher() -> None:
+def test_the_instruction_sets_of_this_build_are_those_of_the_dispatcher() -> None:
     listed = re.findall(r"&(\w+)::kernels", read("csrc", "cpu", "dispatch.cpp"))
-    assert tuple(listed) == doctor.ISAS
+    assert set(listed) == {"avx512", "avx2", "neon", "scalar"}
+    assert all((ROOT / "csrc" / "cpu" / "lanes" / f"{name}.cpp").exists() for name in listed)
+    foreign = {"avx512", "avx2"} if platform.machine() in {"aarch64", "arm64"} else {"neon"}
+    assert [name for name, _ in machine.isas()] == [name for name in listed if name not in foreign]
+
+
+def bound_by_pybind11(source: str) -> dict[str, list[str]]:
+    """Functions and the names of their arguments; one that takes any keyword has none."""
+    bodies = re.split(r'm\.def\(\s*"', source)[1:]
+    return {body.split('"')[0]: re.findall(r'py::arg\("(\w+)"\)', body) for body in bodies}
+
+
+def bound_as_methods(source: str) -> dict[str, list[str]]:
+    """Functions in a table of PyMethodDef: they count their arguments, and a comment above names them."""
+    found = {}
+    for name in re.findall(r'\{"(\w+)", reinterpret_cast<PyCFunction>', source):
+        comment, code = re.split(rf"PyObject\* {name}\(", source, maxsplit=1)
+        said = re.findall(rf"// {name}\((.*?)\)", comment, re.DOTALL)[-1]
+        counted = re.search(r"count != (\d+)", code)
+        assert counted is not None
+        found[name] = re.findall(r"\w+", said)
+        assert len(found[name]) == int(counted[1])
+    return found
 
 
 def test_the_stub_has_every_binding_with_its_arguments() -> None:
     """stubtest sees the names alone: functions of pybind11 have no signature that Python can read."""
-    source = read("csrc", "cusparselt", "bindings.cpp") + read("csrc", "bindings.cpp")
-    bodies = re.split(r'm\.def\(\s*"', source)[1:]
-    bound = {body.split('"')[0]: re.findall(r'py::arg\("(\w+)"\)', body) for body in bodies}
+    files = [
+        path.read_text() for path in sorted(ROOT.glob("csrc/**/bindings*.cpp")) if "cuda" not in path.parts
+    ]
+    bound = [found for text in files for found in (bound_by_pybind11(text), bound_as_methods(text))]
+    names = [name for found in bound for name in found]
+    assert len(names) == len(set(names))
+    assert {"linear", "call_linear", "machine", "cusparselt_matmul"} <= set(names)
     stub = {
-        node.name: [argument.arg for argument in node.args.args]
+        node.name: [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
         for node in ast.parse(read("python", "sparse24", "_C.pyi")).body
         if isinstance(node, ast.FunctionDef)
     }
-    assert stub == bound
+    assert stub == {name: arguments for found in bound for name, arguments in found.items()}
 
 
 def test_importing_does_no_heavy_work() -> None:

@@ -15,12 +15,6 @@ from .structure.planted import INIT, PLANTED, SOUND, Planted, Rule
 ROOT = Path(__file__).parent.parent
 RULES: tuple[Rule, ...] = (*cpp_rules.RULES, *python_rules.RULES, *file_rules.RULES, *paper_rules.RULES)
 
-#: Files that are longer than they say a reason for, until they are split. The list only gets shorter.
-LONG_YET = {
-    "python/sparse24/nn/convert.py",
-    "python/sparse24/ops/cuda/products.py",
-}
-
 
 def name_of(rule: Rule) -> str:
     return rule.__name__
@@ -28,15 +22,10 @@ def name_of(rule: Rule) -> str:
 
 @pytest.mark.parametrize("rule", RULES, ids=name_of)
 def test_the_rule_holds(rule: Rule) -> None:
-    found = rule(ROOT)
-    if rule is file_rules.long_files_say_why:
-        found = [each for each in found if each.split()[0] not in LONG_YET]
-    assert found == []
+    assert rule(ROOT) == []
 
 
 def test_what_is_excused_still_needs_it() -> None:
-    long = {each.split()[0] for each in file_rules.long_files_say_why(ROOT)}
-    assert long >= LONG_YET
     steps = {
         (file.as_posix(), other)
         for (file, _), rooms in python_rules.known_rooms(ROOT).items()

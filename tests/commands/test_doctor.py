@@ -18,6 +18,7 @@ import sparse24
 from reference import TOLERANCE
 from sparse24 import ops
 from sparse24.commands import doctor
+from sparse24.ops import machine
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,11 @@ def test_versions_and_threads_are_those_of_this_process(here: doctor.Diagnosis) 
 def test_the_isas_that_run_hold_the_portable_one_and_the_chosen_one(here: doctor.Diagnosis) -> None:
     assert here.isas_that_run[-1] == "scalar"
     assert here.isa in here.isas_that_run
-    assert set(here.isas_that_run) <= set(doctor.ISAS)
+    refused = [each.split(": ") for each in here.isas_that_do_not]
+    assert all(name and problem for name, problem in refused)
+    listed = [name for name, _ in machine.isas()]
+    assert sorted(listed) == sorted([*here.isas_that_run, *(name for name, _ in refused)])
+    assert [name for name in listed if name in here.isas_that_run] == list(here.isas_that_run)  # best first
 
 
 def test_without_a_wish_the_best_isa_is_chosen(here: doctor.Diagnosis) -> None:

@@ -36,7 +36,7 @@ DIRECTIONS = {
     "attention": "nn",
 }
 #: Steps against the directions that are known: file, room.
-KNOWN_DETOURS = {("nn/convert.py", "pruning")}
+KNOWN_DETOURS = {("nn/convert.py", "pruning"), ("nn/convertible.py", "pruning")}
 
 
 def modules(root: Path) -> list[Path]:
