@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import names_of
+from ..ops import machine, names_of
 from ..ops.cuda import cusparselt
 from ..pruning import prunable
 from ..report import Report, Row
@@ -75,6 +75,7 @@ def to_sparse(
             each.run()
         set_fused_paths(model)
         raise
+    machine.give_memory_back()
     return Report(tuple(rows))
 
 

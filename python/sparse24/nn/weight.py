@@ -69,7 +69,7 @@ class CompressedWeight(Tensor):
     def dense(self) -> Tensor:
         """The dense numbers, in a tensor of their own."""
         matrix = torch.ops.sparse24.decompress(self._kept_values.detach(), self._kept_indices)
-        tensor = self._form.to_weight(matrix)
+        tensor = self._form.to_weight(matrix).contiguous()
         for view in self._views:
             tensor = view.of(tensor)
         return tensor
@@ -266,12 +266,14 @@ def _run_writing(
     for weight in written:
         key = id(weight._kept_values)
         if key not in wholes:
-            wholes[key] = _again(weight, (), None).dense().contiguous()
+            wholes[key] = _again(weight, (), None).dense()
         part = wholes[key]
         for view in weight._views:
             part = view.of(part)
         parts[id(weight)] = part
-    dense_args, dense_kwargs = tree_unflatten([parts.get(id(leaf), _dense(leaf)) for leaf in leaves], spec)
+    dense_args, dense_kwargs = tree_unflatten(
+        [parts[id(leaf)] if id(leaf) in parts else _dense(leaf) for leaf in leaves], spec
+    )
     result = func(*dense_args, **dense_kwargs)
     owners = {id(weight._kept_values): weight for weight in written}
     compressed = {key: weight._compressed(wholes[key]) for key, weight in owners.items()}

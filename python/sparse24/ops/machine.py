@@ -7,6 +7,7 @@ instruction set, and taken at the first product. Nothing is timed at import or a
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from typing import Any
 
@@ -73,6 +74,13 @@ def keep(fields: dict[str, int]) -> str:
 def set_tuning(**fields: int) -> None:
     """Replace constants in this process; without any, the row of the machine again."""
     _C.set_tuning(**fields)
+
+
+def give_memory_back() -> None:
+    """Return what is free to the system: glibc keeps it where small tensors lie between large freed ones."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @functools.cache
