@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.compressed import FORMAT
+
 #: What torch.load raises on a damaged file: its unpickler trusts the order of the instructions.
 _UNPICKLING = (
     RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, AssertionError,
@@ -26,6 +28,9 @@ _UNPICKLING = (
 )  # fmt: skip
 #: How the files begin that torch.save wrote before it wrote zip archives.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+#: Where a safetensors file says the format of its compressed weights.
+_METADATA_KEY = "sparse24_format"
 
 
 class FileError(ValueError):
@@ -56,10 +61,32 @@ def read(path: Path) -> StateFile:
     if not path.is_file():
         raise FileError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     file = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+    for layer, format in _formats_of(file).items():
+        if format > FORMAT:
+            raise FileError(
+                f"{path}: the compressed weight of {layer or 'the model'} has format {format}, which is newer "
+                f"than this sparse24 knows ({FORMAT}): install a newer one"
+            )
     if not file.tensors:
         held = ", ".join(map(str, file.state)) or "nothing"
         raise FileError(f"{path}: not a state_dict: at its top level are no tensors, but {held}")
     return file
+
+
+def _formats_of(file: StateFile) -> dict[str, int]:
+    """The format of every compressed weight, by the name of its layer. Version 0.1 wrote no number: format 1.
+
+    A torch file keeps it where torch keeps versions of modules, a safetensors file in its metadata.
+    """
+    layers = [
+        name.removesuffix("indices").removesuffix(".")
+        for name, tensor in file.tensors.items()
+        if name.rpartition(".")[2] == "indices" and tensor.dtype == torch.uint8
+    ]
+    versions = getattr(file.state, "_metadata", {})
+    whole = (file.metadata or {}).get(_METADATA_KEY, "1")
+    default = int(whole) if whole.isdecimal() else FORMAT + 1
+    return {layer: versions.get(layer, {}).get("version") or default for layer in layers}
 
 
 def write(file: StateFile, path: Path) -> None:
@@ -117,7 +144,10 @@ def _write_safetensors(file: StateFile, temporary: Path, path: Path) -> None:
     _need_safetensors(path)
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    save_file({name: tensor.contiguous() for name, tensor in file.tensors.items()}, temporary, file.metadata)
+    metadata = file.metadata
+    if _formats_of(file):
+        metadata = {**(metadata or {}), _METADATA_KEY: str(FORMAT)}
+    save_file({name: tensor.contiguous() for name, tensor in file.tensors.items()}, temporary, metadata)
 
 
 def _read_torch(path: Path) -> StateFile:
