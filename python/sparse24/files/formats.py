@@ -64,8 +64,8 @@ def read(path: Path) -> StateFile:
     for layer, format in _formats_of(file).items():
         if format > FORMAT:
             raise FileError(
-                f"{path}: the compressed weight of {layer or 'the model'} has format {format}, which is newer "
-                f"than this sparse24 knows ({FORMAT}): install a newer one"
+                f"{path}: the compressed weight of {layer or 'the model'} has format {format}, which is "
+                f"newer than this sparse24 knows ({FORMAT}): install a newer one"
             )
     if not file.tensors:
         held = ", ".join(map(str, file.state)) or "nothing"
