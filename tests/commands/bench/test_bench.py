@@ -127,7 +127,9 @@ def test_mistakes_are_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--only", "calls", "--write"], ["--only", "kernels"]])
+@pytest.mark.parametrize(
+    "arguments", [["--only", "calls", "--write"], ["--only", "kernels"], ["--only", "calls"]]
+)
 def test_outside_a_checkout_it_is_said_in_one_line(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
