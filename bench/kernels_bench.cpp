@@ -2,7 +2,7 @@
 // same array, large products against the multiply-add peak, decode against the memory. Everything that
 // is compared takes turns in one process; medians. Prints one JSON object a line.
 //
-//     kernels_bench [threads]
+//     kernels_bench [threads [call | masks | linear | decode]]
 
 #include <omp.h>
 
@@ -238,8 +238,9 @@ void bench_calls() {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::max(1, std::atoi(argv[1])) : omp_get_max_threads();
   std::printf("{\"table\": \"machine\", \"isa\": \"%s\", \"threads\": %d}\n", cpu_isa().c_str(), threads);
-  bench_calls();
-  bench_masks(threads);
-  bench_linear(threads);
-  bench_decode(threads);
+  const std::string only = argc > 2 ? argv[2] : "";
+  if (only.empty() || only == "call") bench_calls();
+  if (only.empty() || only == "masks") bench_masks(threads);
+  if (only.empty() || only == "linear") bench_linear(threads);
+  if (only.empty() || only == "decode") bench_decode(threads);
 }

@@ -1,11 +1,14 @@
 // The short way to a product: one C call from a layer's forward to the kernel.
 //
 // Through torch's dispatcher a product costs several microseconds more than its kernel. call_linear and
-// call_conv2d take a layer's dicts, read the tensors through DLPack's C table, which needs no header of torch, check
+// call_conv2d take a layer's __dict__, read the tensors through DLPack's C table, which needs no header of torch, check
 // them, and run; or they answer NotImplemented, having done nothing, and the caller goes the long way round: when
 // somebody listens to the dispatcher (a mode, functorch, tracing, autocast, a profiler), when a gradient is wanted,
 // when a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
 // operator finds the words for that. Where torch has no such table (before 2.10) the answer is always that.
+//
+// A little over 300 lines: what is known of torch, how a tensor is read and the two calls are one story, and no
+// other file may include Python.h without being a binding itself.
 
 #include <Python.h>
 #include <pybind11/gil_safe_call_once.h>
@@ -33,10 +36,11 @@ struct Torch {
   PyObject *tensor, *parameter;                                                             // types
   PyObject *modes, *function_modes, *interpreters, *tracing, *excluded, *profiling, *grad;  // callables
   PyObject* threads;
-  PyObject* autocast;                 // the dispatch key, which is excluded while autocast is off
-  PyObject* make;                     // (sizes, strides, dtype) to a tensor; None: this torch has no such function
-  PyObject *values, *indices, *bias;  // names of a layer's tensors
-  PyObject *is_neg, *requires_grad;   // names of methods and attributes
+  PyObject* autocast;  // the dispatch key, which is excluded while autocast is off
+  PyObject* make;      // (sizes, strides, dtype) to a tensor; None: this torch has no such function
+  // names in a layer's __dict__ and below
+  PyObject *parameters, *buffers, *values, *indices, *bias, *activation, *in_features, *in_channels, *window;
+  PyObject *is_neg, *requires_grad;  // names of methods and attributes
   PyObject* dtypes[3];
 };
 
@@ -58,6 +62,12 @@ Torch look_up() {
   t.profiling = attribute(c.attr("_autograd"), "_profiler_enabled");
   t.grad = attribute(torch, "is_grad_enabled");
   t.threads = attribute(torch, "get_num_threads");
+  t.parameters = PyUnicode_InternFromString("_parameters");
+  t.buffers = PyUnicode_InternFromString("_buffers");
+  t.activation = PyUnicode_InternFromString("activation");
+  t.in_features = PyUnicode_InternFromString("in_features");
+  t.in_channels = PyUnicode_InternFromString("in_channels");
+  t.window = PyUnicode_InternFromString("_window");
   t.values = PyUnicode_InternFromString("values");
   t.indices = PyUnicode_InternFromString("indices");
   t.bias = PyUnicode_InternFromString("bias");
@@ -171,6 +181,16 @@ bool channels_last(const dlpack::Tensor& x) {
   return true;
 }
 
+// Threads for a product of so many multiply-adds: torch is asked only where more than one may pay.
+int threads_for(const Torch& t, double multiply_adds) {
+  if (multiply_adds < 1e5) return 1;
+  PyObject* number = PyObject_CallNoArgs(t.threads);
+  const long threads = number == nullptr ? -1 : PyLong_AsLong(number);
+  Py_XDECREF(number);
+  if (threads < 1) PyErr_Clear();
+  return threads < 1 ? 1 : static_cast<int>(threads);
+}
+
 // The operands of a product that are alike for both layers.
 struct Operands {
   dlpack::Tensor x, bias;
@@ -178,7 +198,6 @@ struct Operands {
   DType dtype;
   bool has_bias;
   Activation activation;
-  int threads;
 };
 
 bool activation_of(PyObject* name, Activation& out) {
@@ -190,15 +209,30 @@ bool activation_of(PyObject* name, Activation& out) {
   return false;
 }
 
-// input, a layer's _parameters and _buffers, activation: true if the short way may take them. The dicts are
-// read as C reads a dict: a tensor that is away from them (nn/lent.py) is not brought back, it is not there.
+// What of a layer a product takes, out of its __dict__. The dicts are read as C reads a dict: a tensor that is
+// away from them (nn/lent.py) is not brought back, it is not there.
+struct Layer {
+  PyObject *values, *indices, *bias, *activation;
+  bool read(const Torch& t, PyObject* state) {
+    if (!PyDict_Check(state)) return false;
+    PyObject *parameters = PyDict_GetItemWithError(state, t.parameters),
+             *buffers = PyDict_GetItemWithError(state, t.buffers);
+    activation = PyDict_GetItemWithError(state, t.activation);
+    if (parameters == nullptr || buffers == nullptr || activation == nullptr) return PyErr_Clear(), false;
+    values = PyDict_GetItemWithError(parameters, t.values);
+    bias = PyDict_GetItemWithError(parameters, t.bias);
+    indices = PyDict_GetItemWithError(buffers, t.indices);
+    if (values == nullptr || bias == nullptr || indices == nullptr) return PyErr_Clear(), false;
+    return true;
+  }
+};
+
+// input and a layer's __dict__: true if the short way may take them.
 bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
-  PyObject *input = arguments[0], *parameters = arguments[1], *buffers = arguments[2];
-  if (!PyDict_Check(parameters) || !PyDict_Check(buffers)) return false;
-  PyObject* values = PyDict_GetItemWithError(parameters, t.values);
-  PyObject* bias = PyDict_GetItemWithError(parameters, t.bias);
-  PyObject* indices = PyDict_GetItemWithError(buffers, t.indices);
-  if (values == nullptr || bias == nullptr || indices == nullptr) return PyErr_Clear(), false;
+  PyObject* input = arguments[0];
+  Layer layer;
+  if (!layer.read(t, arguments[1])) return false;
+  PyObject *values = layer.values, *indices = layer.indices, *bias = layer.bias;
   if (t.table == nullptr || Py_TYPE(input) != reinterpret_cast<PyTypeObject*>(t.tensor)) return false;
   out.has_bias = bias != Py_None;
   dlpack::Tensor v, i;
@@ -213,16 +247,14 @@ bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
                        out.bias.ndim != 1 || out.bias.shape[0] != v.shape[0] || !contiguous(out.bias))) {
     return false;
   }
-  if (!activation_of(arguments[3], out.activation) || somebody_listens(t) || method_says(input, t.is_neg)) return false;
+  if (!activation_of(layer.activation, out.activation) || somebody_listens(t) || method_says(input, t.is_neg))
+    return false;
   if (says(t.grad) && (is_set(input, t.requires_grad) || is_set(values, t.requires_grad) ||
                        (out.has_bias && is_set(bias, t.requires_grad)))) {
     return false;
   }
   out.weight = {v.data, static_cast<const std::uint8_t*>(i.data), weight_dtype, v.shape[0], 2 * v.shape[1]};
-  PyObject* threads = PyObject_CallNoArgs(t.threads);
-  out.threads = threads == nullptr ? 1 : static_cast<int>(PyLong_AsLong(threads));
-  Py_XDECREF(threads);
-  return !PyErr_Occurred();
+  return true;
 }
 
 PyObject* tuple_of(const std::int64_t* numbers, int count) {
@@ -273,12 +305,20 @@ PyObject* finish(PyObject* output, const Torch& t, Args& args, Product product) 
   return nullptr;
 }
 
-// call_linear(input, parameters, buffers, activation, in_features)
+// A number of a layer; -1 where it is none.
+std::int64_t number_in(PyObject* state, PyObject* name) {
+  PyObject* found = PyDict_GetItemWithError(state, name);
+  const std::int64_t number = found == nullptr ? -1 : PyLong_AsLongLong(found);
+  if (number == -1) PyErr_Clear();
+  return number;
+}
+
+// call_linear(input, the __dict__ of a SparseLinear)
 PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 5 || !read_operands(t, arguments, o)) Py_RETURN_NOTIMPLEMENTED;
-  const std::int64_t k = PyLong_AsLongLong(arguments[4]);
+  if (count != 2 || !read_operands(t, arguments, o)) Py_RETURN_NOTIMPLEMENTED;
+  const std::int64_t k = number_in(arguments[1], t.in_features);
   const dlpack::Tensor& x = o.x;
   if (k <= 0 || x.ndim < 1 || x.shape[x.ndim - 1] != k || round_up(k, 8) != o.weight.padded || x.ndim > 8) {
     PyErr_Clear();
@@ -296,26 +336,29 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     stride = x.strides[0];
   }
   PyObject* output = make(t, shape, strides, x.ndim, o.dtype);
-  Linear args{o.weight, o.dtype,      x.data,   o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
-              stride,   o.activation, o.threads};
+  const int threads = threads_for(t, 0.5 * static_cast<double>(tokens) * static_cast<double>(o.weight.rows * k));
+  Linear args{o.weight, o.dtype,      x.data, o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
+              stride,   o.activation, threads};
   return finish(output, t, args, [](const Linear& a) { linear(a); });
 }
 
-// call_conv2d(input, parameters, buffers, activation, window, in_channels), window: kernel_size, stride,
-// padding, dilation, two ints each, and groups
+// call_conv2d(input, the __dict__ of a SparseConv2d), whose _window is kernel_size, stride, padding, dilation,
+// two ints each, and groups
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 6 || !PyTuple_Check(arguments[4]) || PyTuple_GET_SIZE(arguments[4]) != 9 ||
-      !read_operands(t, arguments, o) || o.x.ndim != 4) {
+  if (count != 2 || !read_operands(t, arguments, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
+  PyObject* window = PyDict_GetItemWithError(arguments[1], t.window);
+  if (window == nullptr || !PyTuple_Check(window) || PyTuple_GET_SIZE(window) != 9) {
+    PyErr_Clear();
     Py_RETURN_NOTIMPLEMENTED;
   }
   std::array<std::int64_t, 9> w;
-  for (int i = 0; i < 9; ++i) w[static_cast<std::size_t>(i)] = PyLong_AsLongLong(PyTuple_GET_ITEM(arguments[4], i));
+  for (int i = 0; i < 9; ++i) w[static_cast<std::size_t>(i)] = PyLong_AsLongLong(PyTuple_GET_ITEM(window, i));
   const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = w;
   const std::int64_t *size = o.x.shape, rows = o.weight.rows;
   if (PyErr_Occurred() || r < 1 || s < 1 || stride_h < 1 || stride_w < 1 || pad_h < 0 || pad_w < 0 || dilation_h < 1 ||
-      dilation_w < 1 || groups < 1 || size[1] < 1 || size[1] != PyLong_AsLongLong(arguments[5]) ||
+      dilation_w < 1 || groups < 1 || size[1] < 1 || size[1] != number_in(arguments[1], t.in_channels) ||
       size[1] % groups != 0 || rows % groups != 0 ||
       round_up(r * s * round_up(size[1] / groups, 4), 8) != o.weight.padded) {
     PyErr_Clear();
@@ -330,12 +373,15 @@ PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const std::int64_t across[] = {rows * h * width, h * width, width, 1},
                      inward[] = {h * width * rows, 1, width * rows, rows};
   PyObject* output = make(t, shape, last ? inward : across, 4, o.dtype);
+  const double multiply_adds =
+      0.5 * static_cast<double>(size[0] * h * width) * static_cast<double>(rows * o.weight.padded);
+  const int threads = threads_for(t, multiply_adds);
   Conv2d args{o.weight,     o.dtype,    o.x.data, o.has_bias ? o.bias.data : nullptr,
               nullptr,      size[0],    size[1],  size[2],
               size[3],      rows,       r,        s,
               stride_h,     stride_w,   pad_h,    pad_w,
               dilation_h,   dilation_w, groups,   last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
-              o.activation, o.threads};
+              o.activation, threads};
   return finish(output, t, args, [](const Conv2d& a) { conv2d(a); });
 }
 

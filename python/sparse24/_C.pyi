@@ -5,7 +5,7 @@ Pointers are addresses; ops has checked every argument.
 ``dtype`` and ``activation`` are the values of the enums in csrc/sparse24.h; a mask or bias of address 0
 is absent. ``weight`` is (values, indices, dtype, rows, padded), ``shape`` (batch, in_channels, height, width)
 and ``window`` (kernel, stride, padding, dilation: height and width of each; groups). Products and masks let
-go of the interpreter lock while they run. ``call_linear`` and ``call_conv2d`` take a layer's dicts, and
+go of the interpreter lock while they run. ``call_linear`` and ``call_conv2d`` take a layer's __dict__, and
 return a tensor or ``NotImplemented``, having done nothing.
 
 What begins with ``cusparselt_`` is the C++ API of that name in csrc/sparse24.h. ``stream`` is a cudaStream_t;
@@ -54,18 +54,8 @@ def conv2d(
     activation: int,
     threads: int,
 ) -> None: ...
-def call_linear(
-    input: Any, parameters: dict[str, Any], buffers: dict[str, Any], activation: str, in_features: int, /
-) -> Any: ...
-def call_conv2d(
-    input: Any,
-    parameters: dict[str, Any],
-    buffers: dict[str, Any],
-    activation: str,
-    window: tuple[int, ...],
-    in_channels: int,
-    /,
-) -> Any: ...
+def call_linear(input: Any, state: dict[str, Any], /) -> Any: ...
+def call_conv2d(input: Any, state: dict[str, Any], /) -> Any: ...
 def cpu_isas() -> list[tuple[str, str]]: ...
 def machine() -> dict[str, Any]: ...
 def amx_problem() -> str: ...

@@ -89,9 +89,7 @@ class SparseConv2d(CompressedModule):
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W], in the dtype of ``values``, as ``nn.Conv2d``."""
         if self._written_padding is None and not torch.compiler.is_compiling():
-            output: Tensor = ops.call_conv2d(
-                input, self._parameters, self._buffers, self.activation, self._window, self.in_channels
-            )
+            output: Tensor = ops.call_conv2d(input, self.__dict__)
             if output is not NotImplemented:
                 return output
         return self._general(input)

@@ -6,6 +6,8 @@ unless few tokens ran too, and are away from the module (``lent``). Whoever read
 bit, and then the blob is void: as long as anything outside holds them, or something that shares their memory,
 the layer computes from them as they are, and after that the next call makes the blob again. So no write can
 be missed, and no call looks through a weight for one.
+
+A little over 300 lines: one class, whose every method holds its one lock.
 """
 
 from __future__ import annotations

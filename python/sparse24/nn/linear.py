@@ -51,9 +51,7 @@ class SparseLinear(CompressedModule):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features], in the dtype of ``values``."""
         if not torch.compiler.is_compiling():
-            output: Tensor = ops.call_linear(
-                input, self._parameters, self._buffers, self.activation, self.in_features
-            )
+            output: Tensor = ops.call_linear(input, self.__dict__)
             if output is not NotImplemented:
                 return output
         return self._general(input)

@@ -42,7 +42,7 @@ def names_of(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def under_autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
-    """The product as autocast sees it: in the weight's dtype (its panels exist), out in autocast's."""
+    """The product as autocast sees it: in the weight's dtype, out in autocast's."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
     def product(

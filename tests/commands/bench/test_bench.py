@@ -77,7 +77,7 @@ def test_what_a_call_costs_beyond_its_kernel_is_the_difference() -> None:
 def test_the_kernels_alone_are_those_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     lines = [{"table": "masks", "name": "plain read", "ms": 7.0}, *CALLS]
-    monkeypatch.setattr(kernels, "_run", lambda *given: asked.append(given) or lines)
+    monkeypatch.setattr(kernels, "run", lambda *given: asked.append(given) or lines)
     monkeypatch.chdir(CHECKOUT / "tests")
     assert calls.kernel_times(3) == {"linear 8x8": 0.25, "conv2d 8x8 1x1": 0.5}
     assert asked == [(CHECKOUT, 3)]
@@ -95,7 +95,7 @@ def test_the_tables_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
         {"table": "linear", "m": 16, "k": 8, "n": 4, "gflops": 99.6, "of_peak": 0.5},
         {"table": "decode", "m": 16, "k": 8, "gb_s": 5.25, "of_read": 0.875},
     ]
-    monkeypatch.setattr(kernels, "_run", lambda root, threads: lines)
+    monkeypatch.setattr(kernels, "run", lambda root, threads: lines)
     monkeypatch.chdir(CHECKOUT)
     masks, peak, bandwidth = kernels.tables(table.Setting(1, 1.0))
     assert masks.rows[1:] == [["plain read", "7.00", "9.2", "1.00"]]

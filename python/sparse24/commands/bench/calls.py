@@ -51,7 +51,7 @@ def tables(setting: Setting) -> list[Table]:
 
 def kernel_times(threads: int) -> dict[str, float]:
     """Microseconds of the kernels alone, by their names in bench/kernels_bench.cpp."""
-    found = kernels._run(checkout(), threads)
+    found = kernels.run(checkout(), threads, "call")
     return {each["name"]: each["us"] for each in found if each["table"] == "call"}
 
 

@@ -22,14 +22,16 @@ def tables(setting: Setting) -> list[Table]:
     for m, k in SHAPES:
         weights = [pruned(m, k) for _ in range(int(COLD_BYTES / (4 * m * k)) + 2)]
         compressed = [torch.ops.sparse24.compress(weight) for weight in weights]
-        panels = m * k * (2 + 1 / 8)  # bytes: half the fp32 values, two bits each
+        weight_bytes = m * k * (2 + 1 / 8)  # half the fp32 values, two bits each
         for n in TOKENS:
             x = torch.randn(n, k)
             for values, indices in compressed:
                 torch.ops.sparse24.linear(x, values, indices, None)
             dense, sparse = interleaved_medians(_turns(x, weights, compressed), setting.seconds)
             times = [f"{dense * 1e6:.0f} us", f"{sparse * 1e6:.0f} us"]
-            rows.append([f"{m}, {k}", str(n), *times, *ratios(sparse, dense), f"{panels / sparse / 1e9:.1f}"])
+            rows.append(
+                [f"{m}, {k}", str(n), *times, *ratios(sparse, dense), f"{weight_bytes / sparse / 1e9:.1f}"]
+            )
     caption = "Linear fp32, few tokens, cold weights (more of them than any cache holds, taking turns)."
     return [Table("decode", caption, rows)]
 

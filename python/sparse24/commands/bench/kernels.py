@@ -8,12 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ...files import FileError
 from .papers import checkout
 from .table import Setting, Table
 
 
 def tables(setting: Setting) -> list[Table]:
-    found = _run(checkout(), setting.threads)
+    found = run(checkout(), setting.threads)
     masks = [["4096 x 4096 fp32", "ms", "GB/s", "x plain read"]]
     masks += [
         [each["name"], f"{each['ms']:.2f}", f"{each['gb_s']:.1f}", f"{each['x_read']:.2f}"]
@@ -39,14 +40,24 @@ def tables(setting: Setting) -> list[Table]:
     ]
 
 
-def _run(root: Path, threads: int) -> list[dict[str, Any]]:
+def run(root: Path, threads: int, only: str = "") -> list[dict[str, Any]]:
+    """What the program prints; ``only``: one of its tables.
+
+    Raises:
+        FileError: it cannot be built here.
+    """
     with tempfile.TemporaryDirectory() as build:
         options = ["-DCMAKE_BUILD_TYPE=Release", "-DSPARSE24_BENCH=ON"]
         for command in (
             ["cmake", "-S", str(root), "-B", build, *options],
             ["cmake", "--build", build, "--target", "kernels_bench", "-j2"],
         ):
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        program = [f"{build}/kernels_bench", str(threads)]
+            made = subprocess.run(command, check=False, capture_output=True, text=True)
+            if made.returncode:
+                said = (made.stderr or made.stdout).strip().splitlines() or ["no message"]
+                raise FileError(
+                    f"bench/kernels_bench.cpp cannot be built ({' '.join(command[:2])}): {said[0]}"
+                )
+        program = [f"{build}/kernels_bench", str(threads), *([only] if only else [])]
         ran = subprocess.run(program, check=True, capture_output=True, text=True)
     return [json.loads(line) for line in ran.stdout.splitlines()]

@@ -65,8 +65,8 @@ def tables(setting: Setting) -> list[Table]:
                 cells += [f"{before / 1e6:.0f}", f"{after / 1e6:.0f}", f"{after / before:.2f}"]
             rows.append(cells)
     caption = (
-        "Memory held after a forward, every layer 2:4. MB: the tensors that are alive, packed weights among "
-        "them; RSS: growth of the resident set of a process of its own."
+        "Memory held after a forward, every layer 2:4. MB: the tensors that are alive, whoever "
+        "holds them; RSS: growth of the resident set of a process of its own."
     )
     return [Table("memory", caption, rows)]
 
