@@ -313,7 +313,7 @@ std::int64_t number_in(PyObject* state, PyObject* name) {
   return number;
 }
 
-// call_linear(input, the __dict__ of a SparseLinear)
+// call_linear(input, state): state is the __dict__ of a SparseLinear
 PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
@@ -342,8 +342,8 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return finish(output, t, args, [](const Linear& a) { linear(a); });
 }
 
-// call_conv2d(input, the __dict__ of a SparseConv2d), whose _window is kernel_size, stride, padding, dilation,
-// two ints each, and groups
+// call_conv2d(input, state): state is the __dict__ of a SparseConv2d, whose _window is kernel_size, stride,
+// padding, dilation, two ints each, and groups
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();

@@ -80,7 +80,7 @@ def test_the_kernels_alone_are_those_of_the_cpp_program(monkeypatch: pytest.Monk
     monkeypatch.setattr(kernels, "run", lambda *given: asked.append(given) or lines)
     monkeypatch.chdir(CHECKOUT / "tests")
     assert calls.kernel_times(3) == {"linear 8x8": 0.25, "conv2d 8x8 1x1": 0.5}
-    assert asked == [(CHECKOUT, 3)]
+    assert asked == [(CHECKOUT, 3, "call")]
 
 
 def test_the_cpp_program_times_the_kernels_that_calls_asks_for() -> None:
