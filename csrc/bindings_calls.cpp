@@ -71,7 +71,7 @@ Torch look_up() {
   t.values = PyUnicode_InternFromString("values");
   t.indices = PyUnicode_InternFromString("indices");
   t.bias = PyUnicode_InternFromString("bias");
-  t.is_neg = PyUnicode_InternFromString("is_neg");
+  t.is_neg = attribute(torch.attr("Tensor"), "is_neg");
   t.requires_grad = PyUnicode_InternFromString("requires_grad");
   // What Inductor's programs make their outputs with: an ordinary tensor, a microsecond sooner than new_empty.
   const py::object dynamo = py::getattr(c, "_dynamo", py::none());
@@ -110,17 +110,6 @@ bool says(PyObject* callable, PyObject* argument = nullptr) {
 
 bool is_set(PyObject* tensor, PyObject* name) {
   PyObject* answer = PyObject_GetAttr(tensor, name);
-  if (answer == nullptr) {
-    PyErr_Clear();
-    return true;
-  }
-  const bool truth = answer != Py_False;
-  Py_DECREF(answer);
-  return truth;
-}
-
-bool method_says(PyObject* tensor, PyObject* name) {
-  PyObject* answer = PyObject_CallMethodNoArgs(tensor, name);
   if (answer == nullptr) {
     PyErr_Clear();
     return true;
@@ -181,9 +170,12 @@ bool channels_last(const dlpack::Tensor& x) {
   return true;
 }
 
+// A product of fewer multiply-adds is over before a thread would be awake, or could use the GIL.
+constexpr double kTiny = 1e5;
+
 // Threads for a product of so many multiply-adds: torch is asked only where more than one may pay.
 int threads_for(const Torch& t, double multiply_adds) {
-  if (multiply_adds < 1e5) return 1;
+  if (multiply_adds < kTiny) return 1;
   PyObject* number = PyObject_CallNoArgs(t.threads);
   const long threads = number == nullptr ? -1 : PyLong_AsLong(number);
   Py_XDECREF(number);
@@ -247,8 +239,7 @@ bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
                        out.bias.ndim != 1 || out.bias.shape[0] != v.shape[0] || !contiguous(out.bias))) {
     return false;
   }
-  if (!activation_of(layer.activation, out.activation) || somebody_listens(t) || method_says(input, t.is_neg))
-    return false;
+  if (!activation_of(layer.activation, out.activation) || somebody_listens(t) || says(t.is_neg, input)) return false;
   if (says(t.grad) && (is_set(input, t.requires_grad) || is_set(values, t.requires_grad) ||
                        (out.has_bias && is_set(bias, t.requires_grad)))) {
     return false;
@@ -275,24 +266,28 @@ PyObject* make(const Torch& t, const std::int64_t* shape, const std::int64_t* st
   return made;
 }
 
-// Runs `product` without the GIL, and says with a Python error what it threw.
+// Runs `product`, without the GIL unless it is tiny, and says with a Python error what it threw.
 template <typename Product>
-bool run(Product product) {
+bool run(bool tiny, Product product) {
   std::string refused;
   bool no_memory = false;
-  Py_BEGIN_ALLOW_THREADS try { product(); } catch (const std::bad_alloc&) {
+  PyThreadState* state = tiny ? nullptr : PyEval_SaveThread();
+  try {
+    product();
+  } catch (const std::bad_alloc&) {
     no_memory = true;
   } catch (const std::exception& error) {
     refused = error.what();
   }
-  Py_END_ALLOW_THREADS if (no_memory) return PyErr_NoMemory(), false;
+  if (state != nullptr) PyEval_RestoreThread(state);
+  if (no_memory) return PyErr_NoMemory(), false;
   if (!refused.empty()) return PyErr_SetString(PyExc_ValueError, refused.c_str()), false;
   return true;
 }
 
 // An output was made, and holds the product of `args`, or a Python error is set.
 template <typename Args, typename Product>
-PyObject* finish(PyObject* output, const Torch& t, Args& args, Product product) {
+PyObject* finish(PyObject* output, const Torch& t, bool tiny, Args& args, Product product) {
   dlpack::Tensor y;
   if (output == nullptr) return nullptr;
   if (!view(t, output, y)) {
@@ -300,7 +295,7 @@ PyObject* finish(PyObject* output, const Torch& t, Args& args, Product product) 
     Py_RETURN_NOTIMPLEMENTED;
   }
   args.y = y.data;
-  if (run([&] { product(args); })) return output;
+  if (run(tiny, [&] { product(args); })) return output;
   Py_DECREF(output);
   return nullptr;
 }
@@ -336,10 +331,11 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     stride = x.strides[0];
   }
   PyObject* output = make(t, shape, strides, x.ndim, o.dtype);
-  const int threads = threads_for(t, 0.5 * static_cast<double>(tokens) * static_cast<double>(o.weight.rows * k));
+  const double multiply_adds = 0.5 * static_cast<double>(tokens) * static_cast<double>(o.weight.rows * k);
+  const int threads = threads_for(t, multiply_adds);
   Linear args{o.weight, o.dtype,      x.data, o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
               stride,   o.activation, threads};
-  return finish(output, t, args, [](const Linear& a) { linear(a); });
+  return finish(output, t, multiply_adds < kTiny, args, [](const Linear& a) { linear(a); });
 }
 
 // call_conv2d(input, state): state is the __dict__ of a SparseConv2d, whose _window is kernel_size, stride,
@@ -382,7 +378,7 @@ PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
               stride_h,     stride_w,   pad_h,    pad_w,
               dilation_h,   dilation_w, groups,   last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
               o.activation, threads};
-  return finish(output, t, args, [](const Conv2d& a) { conv2d(a); });
+  return finish(output, t, multiply_adds < kTiny, args, [](const Conv2d& a) { conv2d(a); });
 }
 
 PyMethodDef kCalls[] = {
