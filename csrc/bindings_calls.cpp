@@ -46,8 +46,7 @@ struct Torch {
 
 PyObject* attribute(py::handle from, const char* name) { return py::object(from.attr(name)).release().ptr(); }
 
-Torch look_up() {
-  Torch t;
+void fill(Torch& t) {
   py::module_::import("sparse24.ops.machine").attr("load")();  // constants that were measured here before
   const py::module_ torch = py::module_::import("torch");
   const py::object c = torch.attr("_C");
@@ -86,6 +85,18 @@ Torch look_up() {
     if (table->major == dlpack::kMajorVersion && table->view_of_object != nullptr && t.make != Py_None) {
       t.table = table;
     }
+  }
+}
+
+// Where something is not as expected (a torch without one of the names, a warning that is an error) the long way
+// is taken from then on, and says what is wrong if it matters.
+Torch look_up() {
+  Torch t{};
+  try {
+    fill(t);
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("sparse24, looking for a short way to its products");
+    t.table = nullptr;
   }
   return t;
 }
@@ -223,9 +234,9 @@ struct Layer {
 bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
   PyObject* input = arguments[0];
   Layer layer;
-  if (!layer.read(t, arguments[1])) return false;
+  if (t.table == nullptr || !layer.read(t, arguments[1])) return false;
   PyObject *values = layer.values, *indices = layer.indices, *bias = layer.bias;
-  if (t.table == nullptr || Py_TYPE(input) != reinterpret_cast<PyTypeObject*>(t.tensor)) return false;
+  if (Py_TYPE(input) != reinterpret_cast<PyTypeObject*>(t.tensor)) return false;
   out.has_bias = bias != Py_None;
   dlpack::Tensor v, i;
   DType weight_dtype, bias_dtype;

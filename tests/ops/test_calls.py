@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,6 +218,30 @@ print("right")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.stdout.strip() == "right", ran.stderr
+
+
+def test_a_look_up_that_fails_takes_the_long_way(tmp_path: Path) -> None:
+    """A cache file that cannot be read warns; where warnings are errors the process goes on all the same."""
+    (tmp_path / "cpu.json").write_text("{")
+    code = """
+import warnings
+import torch, sparse24
+warnings.simplefilter("error")
+layer = sparse24.SparseLinear(8, 4)
+try:
+    layer(torch.randn(2, 8))
+except UserWarning as warning:
+    assert "cpu.json cannot be read" in str(warning)
+warnings.simplefilter("ignore")
+assert torch.equal(layer(torch.randn(2, 8)), torch.zeros(2, 4))
+print("right")
+"""
+    environment = {**os.environ, "SPARSE24_CACHE": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.strip() == "right", ran.stderr
+    assert "looking for a short way" in ran.stderr
 
 
 def test_our_declarations_of_dlpack_are_those_of_torch(tmp_path: Path) -> None:
