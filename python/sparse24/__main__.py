@@ -14,6 +14,7 @@ from pathlib import Path
 from . import __version__, files
 from .commands import doctor
 from .files import FileError
+from .ops import machine
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -112,7 +113,7 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.measure:
         measure = importlib.import_module(".commands.measure", __package__)
         found = measure.measure(lambda line: print(line, file=sys.stderr, flush=True))
-        print(f"kept in {measure.keep(found)}", file=sys.stderr)
+        print(f"kept in {machine.keep(found)}", file=sys.stderr)
     diagnosis = doctor.diagnose()
     if options.json:
         print(json.dumps({**dataclasses.asdict(diagnosis), "healthy": diagnosis.healthy}, indent=2))

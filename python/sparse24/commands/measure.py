@@ -120,8 +120,3 @@ def _crossover(best: dict[str, int], sizes: tuple[int, int], seconds: float, pro
         most = tokens
     progress(f"few_tokens: {most}")
     return most
-
-
-def keep(fields: dict[str, int]) -> str:
-    """Use ``fields`` from now on; where they are written."""
-    return machine.keep(fields)

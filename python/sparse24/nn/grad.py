@@ -105,6 +105,6 @@ def conv2d(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str, window: ops.Window
 ) -> Tensor:
     """``torch.ops.sparse24.conv2d``, differentiable once in input, values and bias."""
-    geometry = (window[0:2], window[2:4], window[4:6], window[6:8], window[8])
+    geometry = ops.geometry_of(window)
     output: Tensor = _Conv2d.apply(input, values, indices, bias, *geometry)  # type: ignore[no-untyped-call]
     return ops.activate(output, activation)

@@ -8,7 +8,7 @@ gives shapes to ``torch.compile`` and ``torch.export``. Arguments are checked he
 from __future__ import annotations
 
 from .. import _C
-from .conv2d import Window, conv2d, conv2d_torch
+from .conv2d import Window, conv2d, conv2d_torch, geometry_of
 from .cuda import operators as operators  # registers
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
 from .linear import linear, linear_torch
@@ -33,6 +33,7 @@ __all__ = [
     "conv_weight_to_matrix",
     "cpu_isa",
     "first_crowded",
+    "geometry_of",
     "kept_columns",
     "linear",
     "linear_torch",

@@ -121,12 +121,16 @@ def _conv2d_cpu(
     return output
 
 
+def geometry_of(window: Window) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int]:
+    """kernel_size, stride, padding, dilation and groups, as the operator takes them."""
+    return window[0:2], window[2:4], window[4:6], window[6:8], window[8]
+
+
 def conv2d(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str, window: Window
 ) -> Tensor:
     """``torch.ops.sparse24.conv2d`` of a window."""
-    geometry = (window[0:2], window[2:4], window[4:6], window[6:8], window[8])
-    return _dispatched(input, values, indices, bias, *geometry, activation)
+    return _dispatched(input, values, indices, bias, *geometry_of(window), activation)
 
 
 library.impl("conv2d", conv2d_torch, "CompositeExplicitAutograd")
