@@ -61,8 +61,8 @@ void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::
 
 // ---- products on the CPU ----
 
-// The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("avx512",
-// "avx2", "neon" or "scalar"). Throws InvalidArgument where that names none, or one that cannot run here.
+// The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("amx",
+// "avx512_vnni", "avx512", "avx2", "neon" or "scalar"). Throws InvalidArgument where that names none, or one that cannot run here.
 std::string cpu_isa();
 
 // All that this build has, best first, and why one cannot run here (empty: it can).
@@ -74,24 +74,39 @@ std::vector<CpuIsa> cpu_isas();
 // A weight in the canonical layout, which the kernels read as it lies: nothing is packed, so nothing goes
 // stale. padded is a multiple of 8.
 struct Weight {
-  const void* values;  // [rows, padded/2], kFloat32, kFloat16 or kBFloat16
+  const void* values;  // [rows, padded/2], kFloat32, kFloat16, kBFloat16 or kInt8
   const std::uint8_t* indices;
   DType dtype;  // of values
   std::int64_t rows, padded;
+  const float* scale = nullptr;  // [rows], of kInt8: what a row is multiplied by
 };
 
-// y [n, m] = activation(x [n, k] W^T + bias). x rows have x_stride elements between them. Sums are float32.
+// How exactly float32 is multiplied where tiles of bfloat16 do it (AMX): as float32 itself; to about 16 bits; or
+// to bfloat16's 8. Other instruction sets multiply float32.
+enum class Precision { kHighest, kHigh, kMedium };
+
+// What becomes of x before it meets an int8 weight: nothing, or int8, to nearest, with input_scale or with a scale
+// of its own for every token (for every image of a convolution): its largest magnitude over 127.
+enum class Quantize { kNone, kByToken, kByScale };
+
+// y [n, m] = activation(x [n, k] W^T + bias). x rows have x_stride elements between them. Sums are float32, and
+// int32 where both are int8. A token or a weight that is not finite makes its token's or its row's outputs NaN or
+// infinite, and no others.
 // Throws InvalidArgument, after the product, when the two indices of a group do not increase; y then holds
 // no result.
 struct Linear {
   Weight weight;  // [m, k rounded up to 8]
-  DType dtype;    // of x, bias and y: kFloat32, or the weight's
+  DType dtype;    // of x, bias and y: kFloat32, kFloat16 or kBFloat16
   const void* x;
   const void* bias;  // null: none
   void* y;
   std::int64_t n, m, k, x_stride;
   Activation activation;
   int threads;  // at most; fewer where they do not pay. Results do not depend on it
+  Precision precision = Precision::kHighest;
+  Quantize quantize = Quantize::kNone;  // of an int8 weight
+  float input_scale = 0;                // of kByScale
+  const float* x_scale = nullptr;       // [n], for the kernels: x is int8 already, with a scale a token
 };
 void linear(const Linear& args);
 
@@ -109,6 +124,10 @@ struct Conv2d {
   MemoryFormat format;
   Activation activation;
   int threads;
+  Precision precision = Precision::kHighest;
+  Quantize quantize = Quantize::kNone;
+  float input_scale = 0;
+  const float* x_scale = nullptr;  // [batch * output pixels], for the kernels
 };
 void conv2d(const Conv2d& args);
 

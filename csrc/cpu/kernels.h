@@ -30,9 +30,18 @@ struct Kernels {
   // and y holds no result.
   bool (*linear)(const Linear&, const Tuning&);
   bool (*conv2d)(const Conv2d&, const Tuning&);
-  // fp16 or bf16 to float32 and back, rounding to nearest even.
+  // fp16, bf16 or int8 to float32; to fp16 or bf16, rounding to nearest even.
   void (*widen)(const void* from, DType dtype, std::int64_t count, float* to);
   void (*narrow)(const float* from, DType dtype, std::int64_t count, void* to);
+  // float32 to int8 (lanes/quantize-inl.h). Returns the scale.
+  float (*quantize)(const float* x, std::int64_t count, float scale, std::int8_t* to);
+  // Many tokens of int8 x with scales, and an int8 weight; float32 bias and y.
+  bool (*linear_int8)(const Linear&, const Tuning&);
+  // The same of bf16 x and weight; null: widened to float32 it is as fast here.
+  bool (*linear_bf16)(const Linear&, const Tuning&);
+  // Products by tiles, whatever x, bias and y are; null: there are none.
+  bool (*linear_tiles)(const Linear&, const Tuning&);
+  bool (*conv2d_tiles)(const Conv2d&, const Tuning&);
 };
 
 namespace scalar {
@@ -42,6 +51,12 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_vnni {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 namespace neon {
@@ -57,7 +72,7 @@ struct BFloat16 {
 };
 
 // Memory of the calling thread that grows and is reused: 64-byte aligned, contents undefined.
-enum class Scratch { kTile, kSums, kInput, kWideInput, kWideOutput, kCount };
+enum class Scratch { kTile, kSums, kInput, kWideInput, kWideOutput, kRow, kCount };
 float* scratch(Scratch which, std::int64_t floats);
 
 // Threads to use for a region: the wish, or 1 in a forked child, where the OpenMP pool is gone.

@@ -108,6 +108,7 @@ void look(Machine& m) {
   m.features.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   m.features.avx512_vnni = __builtin_cpu_supports("avx512vnni");
+  m.features.avx512_vbmi2 = m.features.avx512 && bit(extended.c, 6);
   m.features.avx512_bf16 = m.features.avx512 && bit(cpuid(7, 1).a, 5);
   m.features.amx_bf16 = bit(extended.d, 22);
   m.features.amx_tile = bit(extended.d, 24);
@@ -163,6 +164,12 @@ const Row kRows[] = {
      [](const Machine& m) { return m.vendor == "Intel"; },
      {"Intel, AVX-512 (derived)", 8, 1, 0, 2048, 13, 32, 8, kSumsBytes}},
     {"avx512", any, {"AVX-512 (derived)", 8, 4, 0, 0, 13, 32, 8, kSumsBytes}},
+    {"avx512_vnni",
+     [](const Machine& m) { return m.vendor == "Intel"; },
+     {"Intel, AVX-512 VNNI (derived)", 8, 1, 0, 2048, 13, 32, 8, kSumsBytes}},
+    {"avx512_vnni", any, {"AVX-512 VNNI (derived)", 8, 4, 0, 0, 13, 32, 8, kSumsBytes}},
+    // One or two tokens read a weight as fast without tiles, and sum up in float32.
+    {"amx", any, {"AMX (derived)", 2, 1, 0, 2048, 13, 32, 8, kSumsBytes, 1 << 20, 2 << 20}},
     {"neon", any, {"NEON (derived)", 4, 1, 0, 0, 20, 64, 8, kSumsBytes}},
     {"scalar", any, {"scalar", 4, 1, 0, 0, 8, 64, 8, kSumsBytes}},
 };
@@ -215,6 +222,8 @@ void check_tuning(const Tuning& t) {
   check("vectors", t.vectors, t.vectors >= 1 && t.vectors <= 20, "1 to 20");
   check("tile_cols", t.tile_cols, t.tile_cols == 32 || t.tile_cols == 64, "32 or 64");
   check("tile_prefetch", t.tile_prefetch, t.tile_prefetch >= 0 && t.tile_prefetch <= 64, "0 to 64");
+  check("packed_bytes", t.packed_bytes, t.packed_bytes >= 1024 && t.packed_bytes <= 1 << 28, "1 KB to 256 MB");
+  check("stream_bytes", t.stream_bytes, t.stream_bytes >= 0, "0 or more");
   check("sums_bytes", t.sums_bytes, t.sums_bytes >= 4096 && t.sums_bytes <= 1 << 28, "4 KB to 256 MB");
 }
 

@@ -10,7 +10,7 @@ namespace sparse24::cpu {
 struct Features {
   bool avx2 = false;    // with FMA and F16C
   bool avx512 = false;  // F, BW, VL, DQ
-  bool avx512_bf16 = false, avx512_vnni = false;
+  bool avx512_bf16 = false, avx512_vnni = false, avx512_vbmi2 = false;
   bool amx_tile = false, amx_bf16 = false, amx_int8 = false;  // of the CPU alone: amx_problem() says the rest
   bool neon = false;
 };
@@ -45,6 +45,9 @@ struct Tuning {
   int tile_cols;            // columns of the weight in a tile: 32 or 64
   int tile_prefetch;        // rows ahead whose weights are fetched
   std::int64_t sums_bytes;  // of L2 for the sums of a run of rows
+  // Products by tiles:
+  std::int64_t packed_bytes = 1 << 20;  // of L2 for packed activations
+  std::int64_t stream_bytes = 2 << 20;  // outputs that are larger go past the caches
 };
 
 // The row of the kernels of an instruction set ("avx2", ...) on a machine.

@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that csrc/cpu/lanes/avx512.cpp uses, in plain C++, so that its logic is tested on
-// machines without them. Forced in front of that file by -include; semantics from Intel's guide.
+// The AVX-512 intrinsics that the files of csrc/cpu/lanes and csrc/cpu/amx use, in plain C++, so that their logic is
+// tested on machines without them. Forced in front of these files by -include; semantics from Intel's guide.
 #pragma once
 
 #include <immintrin.h>
@@ -175,9 +175,47 @@ inline F512 maskz_loadu_ps(Mask16 mask, const float* p) {
 inline F512 mask_i32gather_ps(F512 other, Mask16 mask, I512 at, const float* p, int) {
   return each<F512>([&](int i) { return mask >> i & 1 ? p[at.lane[i]] : other.lane[i]; });
 }
+inline void storeu_si512(void* p, I512 v) { std::memcpy(p, v.lane, sizeof v.lane); }
+inline F512 cvtepi32_ps(I512 v) {
+  return each<F512>([&](int i) { return static_cast<float>(v.lane[i]); });
+}
+inline I512 cvtepi8_epi32(__m128i bytes) {
+  std::int8_t b[16];
+  std::memcpy(b, &bytes, sizeof b);
+  return each<I512>([&](int i) { return b[i]; });
+}
+inline std::int32_t dot_int16(std::int32_t a, std::int32_t b) {
+  const auto part = [](std::int32_t v, int at) { return static_cast<std::int16_t>(v >> (16 * at)); };
+  return part(a, 0) * part(b, 0) + part(a, 1) * part(b, 1);
+}
+inline I512 madd_epi16(I512 a, I512 b) {
+  return each<I512>([&](int i) { return dot_int16(a.lane[i], b.lane[i]); });
+}
+inline I512 dpwssd_epi32(I512 sums, I512 a, I512 b) { return add_epi32(sums, madd_epi16(a, b)); }
+// bf16 from the low (0) or high (1) half of a lane; the unit takes subnormals for zeros, of factors and of sums.
+inline float flushed(float v) { return std::fpclassify(v) == FP_SUBNORMAL ? std::copysign(0.0f, v) : v; }
+inline float bf16_of(std::int32_t pair, int at) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(pair) >> (16 * at) << 16;
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return flushed(v);
+}
+inline F512 dpbf16_ps(F512 sums, I512 a, I512 b) {
+  return each<F512>([&](int i) {
+    const float high = flushed(std::fma(bf16_of(a.lane[i], 1), bf16_of(b.lane[i], 1), flushed(sums.lane[i])));
+    return flushed(std::fma(bf16_of(a.lane[i], 0), bf16_of(b.lane[i], 0), high));
+  });
+}
 
 }  // namespace emulated
 
+#define __m512bh emulated::I512
+#define _mm512_storeu_si512 emulated::storeu_si512
+#define _mm512_cvtepi32_ps emulated::cvtepi32_ps
+#define _mm512_cvtepi8_epi32 emulated::cvtepi8_epi32
+#define _mm512_madd_epi16 emulated::madd_epi16
+#define _mm512_dpwssd_epi32 emulated::dpwssd_epi32
+#define _mm512_dpbf16_ps emulated::dpbf16_ps
 #define __m512 emulated::F512
 #define __m512i emulated::I512
 #define __mmask16 emulated::Mask16

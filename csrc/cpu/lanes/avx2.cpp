@@ -28,6 +28,9 @@ static inline Vec load(const BFloat16* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+static inline Vec load(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 static inline void store(Float16* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
@@ -117,6 +120,21 @@ static inline Vec load_lanes(const float* p, const std::int32_t* offsets) {
   const __m256i inside = _mm256_cmpgt_epi32(at, _mm256_set1_epi32(-1));
   return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, at, _mm256_castsi256_ps(inside), 4);
 }
+
+// Sums of pairs of 16-bit numbers (pairs-inl.h).
+struct BytePairs {
+  using Kept = std::int8_t;
+  using Sums = __m256i;
+  static Sums zero() { return _mm256_setzero_si256(); }
+  static Sums load(const float* p) { return _mm256_castps_si256(_mm256_loadu_ps(p)); }
+  static void store(float* p, Sums v) { _mm256_storeu_ps(p, _mm256_castsi256_ps(v)); }
+  static Sums splat(std::uint32_t pair) { return _mm256_set1_epi32(static_cast<int>(pair)); }
+  static Sums dot(Sums weight, const std::uint32_t* x, Sums sums) {
+    const __m256i pairs = _mm256_load_si256(reinterpret_cast<const __m256i*>(x));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(weight, pairs));
+  }
+  static Vec to_float(Sums v) { return _mm256_cvtepi32_ps(v); }
+};
 
 static inline Vec absolute(Vec v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 // min(v, high), and high for NaN.
@@ -219,6 +237,6 @@ const char* why_not() { return machine().features.avx2 ? "" : "the CPU has no AV
 }  // namespace
 
 const Kernels kernels = {"avx2", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         linear, conv2d,  widen,           narrow};
+                         linear, conv2d,  widen,           narrow, quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
 
 }  // namespace sparse24::cpu::avx2

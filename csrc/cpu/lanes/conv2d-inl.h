@@ -228,6 +228,7 @@ static std::uint64_t conv_part(const ConvShape& s, const TilePlan& plan, std::in
         weight_times_tile(run, weight.from_row(top).from_col(k), rows, quads, tile, lanes, sums, k == 0, ahead);
       }
       const std::int64_t row = group * s.rows + top;
+      scale_sums(sums, lanes, rows, tokens, s.a.weight.scale, row, s.a.x_scale, first);
       if (s.a.format == MemoryFormat::kContiguous) {
         write_planes(s, sums, lanes, first, tokens, row, rows);
       } else {
@@ -264,9 +265,10 @@ static bool conv2d_as(const Conv2d& a, const Tuning& tuning) {
                          a.pad_w == 0 && a.groups == 1;
   if (a.format == MemoryFormat::kContiguous) return conv_groups<W, PixelRuns>(s, tuning);
   if (!pointwise) return conv_groups<W, ChannelRows>(s, tuning);
-  return linear_as<W>(Linear{a.weight, DType::kFloat32, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels,
-                             a.activation, a.threads},
-                      tuning);
+  Linear linear{a.weight, DType::kFloat32, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels, a.activation,
+                a.threads};
+  linear.x_scale = a.x_scale;
+  return linear_as<W>(linear, tuning);
 }
 
 static bool conv2d(const Conv2d& a, const Tuning& tuning) {
@@ -275,6 +277,7 @@ static bool conv2d(const Conv2d& a, const Tuning& tuning) {
   switch (a.weight.dtype) {
     case DType::kFloat16: return conv2d_as<Float16>(a, tuning);
     case DType::kBFloat16: return conv2d_as<BFloat16>(a, tuning);
+    case DType::kInt8: return conv2d_as<std::int8_t>(a, tuning);
     default: return conv2d_as<float>(a, tuning);
   }
 }

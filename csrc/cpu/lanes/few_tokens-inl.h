@@ -131,6 +131,10 @@ static std::uint64_t decode(const Linear& a, std::int64_t ahead, const float* co
   }
   const auto* bias = static_cast<const float*>(a.bias);
   for (int t = 0; t < T; ++t) {
+    if (a.weight.scale != nullptr) {
+      const float of_token = a.x_scale == nullptr ? 1 : a.x_scale[t];
+      for (std::int64_t i = 0; i < count; ++i) sums[t * count + i] *= a.weight.scale[begin + i] * of_token;
+    }
     if (bias != nullptr) {
       for (std::int64_t i = 0; i < count; ++i) sums[t * count + i] += bias[begin + i];
     }

@@ -14,6 +14,7 @@ static bool linear(const Linear& a, const Tuning& tuning) {
   switch (a.weight.dtype) {
     case DType::kFloat16: return linear_as<Float16>(a, tuning);
     case DType::kBFloat16: return linear_as<BFloat16>(a, tuning);
+    case DType::kInt8: return linear_as<std::int8_t>(a, tuning);
     default: return linear_as<float>(a, tuning);
   }
 }

@@ -123,7 +123,7 @@ static RowsRun pick_rows_run(std::int64_t vectors) {
 }
 
 // The same for weights of any type: those of 16 bits are widened a few rows at a time, into L1.
-static void weight_times_tile(RowsRun run, const Rows<float>& rows, std::int64_t count, std::int64_t quads,
+[[maybe_unused]] static void weight_times_tile(RowsRun run, const Rows<float>& rows, std::int64_t count, std::int64_t quads,
                               const float* tile, std::int64_t, float* sums, bool first, std::int64_t ahead) {
   run(rows, count, quads, tile, sums, first, ahead);
 }
@@ -210,6 +210,17 @@ static void write_transposed(const float* sums, std::int64_t stride, std::int64_
   }
 }
 
+// sums [rows][lanes] times the scales of int8: of output rows from `row` on, and of tokens from `token` on.
+static void scale_sums(float* sums, std::int64_t lanes, std::int64_t rows, std::int64_t tokens, const float* scale,
+                       std::int64_t row, const float* x_scale, std::int64_t token) {
+  if (scale == nullptr) return;
+  for (std::int64_t r = 0; r < rows; ++r, sums += lanes) {
+    const Vec of_row = broadcast(scale[row + r]);
+    for (std::int64_t i = 0; i < lanes; i += kLanes) store(sums + i, mul(load(sums + i), of_row));
+    for (std::int64_t i = 0; x_scale != nullptr && i < tokens; ++i) sums[i] *= x_scale[token + i];
+  }
+}
+
 // Output rows times tiles of tokens. The first tile's task looks at the indices.
 template <typename W>
 static std::uint64_t linear_part(const Linear& a, const TilePlan& plan, std::int64_t ahead, Range row_range,
@@ -238,6 +249,7 @@ static std::uint64_t linear_part(const Linear& a, const TilePlan& plan, std::int
         weight_times_tile(run, weight.from_row(top).from_col(k), rows, quads, tile, vectors * kLanes, sums, k == 0,
                           ahead);
       }
+      scale_sums(sums, vectors * kLanes, rows, tokens, a.weight.scale, top, a.x_scale, token);
       for (std::int64_t i = 0; i < tokens; ++i) y[i] = static_cast<float*>(a.y) + (token + i) * a.m + top;
       write_transposed(sums, vectors * kLanes, rows, tokens, bias == nullptr ? nullptr : bias + top, a.activation, y);
     }

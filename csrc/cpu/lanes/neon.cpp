@@ -28,6 +28,11 @@ static inline Vec load(const Float16* p) {
 static inline Vec load(const BFloat16* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
 }
+static inline Vec load(const std::int8_t* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
 static inline void store(Float16* p, Vec v) {
   vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v)));
 }
@@ -85,7 +90,7 @@ using Indices = uint8x16_t;
 static inline Indices load_indices(const std::uint8_t* p) {
   const int32x4_t shifts = {0, -2, -4, -6};
   const uint32x4_t first = {0x03020100, 0x03020100, 0x13121110, 0x13121110};
-  const uint32x4_t index = vandq_u32(vshlq_u32(vdupq_n_u32(*p), shifts), vdupq_n_u32(3));
+  const uint32x4_t index = vandq_u32(vshlq_u32(vdupq_n_u32(pair), shifts), vdupq_n_u32(3));
   return vreinterpretq_u8_u32(vmlaq_u32(first, index, vdupq_n_u32(0x04040404)));
 }
 static inline Vec pick(Vec even, Vec odd, Indices index) {
@@ -197,6 +202,22 @@ struct Lanes16 {
 
 #include "../masks/mask-inl.h"
 #include "../masks/transposable-inl.h"
+// Sums of pairs of 16-bit numbers (pairs-inl.h).
+struct BytePairs {
+  using Kept = std::int8_t;
+  using Sums = int32x4_t;
+  static Sums zero() { return vdupq_n_s32(0); }
+  static Sums load(const float* p) { return vreinterpretq_s32_f32(vld1q_f32(p)); }
+  static void store(float* p, Sums v) { vst1q_f32(p, vreinterpretq_f32_s32(v)); }
+  static int16x8_t splat(std::uint32_t pair) { return vreinterpretq_s16_u32(vdupq_n_u32(pair)); }
+  static Sums dot(int16x8_t weight, const std::uint32_t* x, Sums sums) {
+    const int16x8_t pairs = vreinterpretq_s16_u32(vld1q_u32(x));
+    const int32x4_t low = vmull_s16(vget_low_s16(weight), vget_low_s16(pairs)), high = vmull_high_s16(weight, pairs);
+    return vaddq_s32(sums, vpaddq_s32(low, high));
+  }
+  static Vec to_float(Sums v) { return vcvtq_f32_s32(v); }
+};
+
 #include "products-inl.h"
 
 const char* why_not() { return ""; }
@@ -204,6 +225,6 @@ const char* why_not() { return ""; }
 }  // namespace
 
 const Kernels kernels = {"neon", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         linear, conv2d,  widen,           narrow};
+                         linear, conv2d,  widen,           narrow, quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
 
 }  // namespace sparse24::cpu::neon

@@ -26,6 +26,8 @@ static inline float to_float(Float16 half) {
 
 static inline float to_float(BFloat16 half) { return bits_to_float(std::uint32_t{half.bits} << 16); }
 
+static inline float to_float(std::int8_t whole) { return static_cast<float>(whole); }
+
 static inline float to_float(const void* values, DType dtype, std::int64_t i) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(values)[i];
   const auto bits = static_cast<const std::uint16_t*>(values)[i];

@@ -5,18 +5,21 @@
 //
 // A Vec is kLanes float32 lanes, in parts of 128 bits. What its file defines before it includes this one:
 //   zero broadcast load store fma add mul div clamp relu round pow2    the usual, lane by lane; load and store
-//                                                 take float, Float16 and BFloat16, and convert
+//                                                 take float, Float16 and BFloat16, and convert; load int8, too
 //   load_quad, splat                              four neighbours, of which splat takes one to all lanes
 //   load_quads, store_quads, transpose4           four floats a row, transposed inside every part
 //   Indices, load_indices, pick                   the 2-bit indices of kLanes kept values, and what they name
 //   load_masked, load_lanes                       some lanes; each lane from its own address
 //   sum                                           of all lanes
+//   Pairs ...                                     see pairs-inl.h
 #pragma once
 
 #include "conv2d-inl.h"
 #include "few_tokens-inl.h"
 #include "linear-inl.h"
 #include "many_tokens-inl.h"
+#include "pairs-inl.h"
+#include "quantize-inl.h"
 
 // fp16 or bf16 to float32 and back, a vector at a time; the tail goes through one on the stack.
 template <typename W>
@@ -45,6 +48,7 @@ static void narrow_as(const float* from, std::int64_t count, W* to) {
 
 static void widen(const void* from, DType dtype, std::int64_t count, float* to) {
   if (dtype == DType::kBFloat16) return widen_as(static_cast<const BFloat16*>(from), count, to);
+  if (dtype == DType::kInt8) return widen_as(static_cast<const std::int8_t*>(from), count, to);
   widen_as(static_cast<const Float16*>(from), count, to);
 }
 

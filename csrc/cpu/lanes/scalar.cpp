@@ -33,6 +33,9 @@ static inline Vec load(const Float16* p) {
 static inline Vec load(const BFloat16* p) {
   return each([&](int i) { return to_float(p[i]); });
 }
+static inline Vec load(const std::int8_t* p) {
+  return each([&](int i) { return to_float(p[i]); });
+}
 // To nearest, ties to even; NaN stays NaN.
 static inline std::uint16_t bfloat16_bits(float x) {
   const std::uint32_t bits = float_to_bits(x);
@@ -199,6 +202,31 @@ struct Lanes {
 using Lanes32 = Lanes<std::uint32_t, std::int32_t>;
 using Lanes16 = Lanes<std::uint16_t, std::int16_t>;
 
+// Sums of pairs of 16-bit numbers (pairs-inl.h).
+struct BytePairs {
+  using Kept = std::int8_t;
+  struct Sums {
+    std::int32_t lane[kLanes];
+  };
+  static Sums zero() { return {}; }
+  static Sums load(const float* p) {
+    Sums v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(float* p, const Sums& v) { std::memcpy(p, &v, sizeof v); }
+  static std::uint32_t splat(std::uint32_t pair) { return pair; }
+  static Sums dot(std::uint32_t weight, const std::uint32_t* x, Sums sums) {
+    const auto low = [](std::uint32_t pair) { return static_cast<std::int32_t>(static_cast<std::int16_t>(pair & 0xffff)); };
+    const auto high = [](std::uint32_t pair) { return static_cast<std::int32_t>(static_cast<std::int16_t>(pair >> 16)); };
+    for (int i = 0; i < kLanes; ++i) sums.lane[i] += low(weight) * low(x[i]) + high(weight) * high(x[i]);
+    return sums;
+  }
+  static Vec to_float(const Sums& v) {
+    return each([&](int i) { return static_cast<float>(v.lane[i]); });
+  }
+};
+
 #include "../masks/mask-inl.h"
 #include "../masks/transposable-inl.h"
 #include "products-inl.h"
@@ -208,6 +236,6 @@ const char* why_not() { return ""; }
 }  // namespace
 
 const Kernels kernels = {"scalar", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         linear,   conv2d,  widen,           narrow};
+                         linear,   conv2d,  widen,           narrow, quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
 
 }  // namespace sparse24::cpu::scalar

@@ -1,0 +1,75 @@
+// AVX-512 with VNNI and BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later): products of pairs in one instruction,
+// half of what a dense product takes. Everything else is AVX-512's.
+// Checked by compiling and on emulated instructions (tests/cpp/avx512_emulated.h); its figures are not known.
+
+#include <immintrin.h>
+
+#include <cstring>
+#include <utility>
+
+#include "../kernels.h"
+
+namespace sparse24::cpu::avx512_vnni {
+namespace {
+
+#include "avx512_vec-inl.h"
+
+#include "pairs-inl.h"
+
+struct BytePairs {
+  using Kept = std::int8_t;
+  using Sums = __m512i;
+  static Sums zero() { return _mm512_setzero_si512(); }
+  static Sums load(const float* p) { return _mm512_loadu_si512(p); }
+  static void store(float* p, Sums v) { _mm512_storeu_si512(p, v); }
+  static __m512i splat(std::uint32_t pair) { return _mm512_set1_epi32(static_cast<int>(pair)); }
+  static Sums dot(__m512i weight, const std::uint32_t* x, Sums sums) {
+    return _mm512_dpwssd_epi32(sums, weight, _mm512_loadu_si512(x));
+  }
+  static Vec to_float(Sums v) { return _mm512_cvtepi32_ps(v); }
+};
+
+// Subnormal factors and sums count as zero here.
+struct HalfPairs {
+  using Kept = BFloat16;
+  using Sums = Vec;
+  static Sums zero() { return avx512_vnni::zero(); }
+  static Sums load(const float* p) { return avx512_vnni::load(p); }
+  static void store(float* p, Sums v) { avx512_vnni::store(p, v); }
+  static __m512i splat(std::uint32_t pair) { return _mm512_set1_epi32(static_cast<int>(pair)); }
+  static Sums dot(__m512i weight, const std::uint32_t* x, Sums sums) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)weight, (__m512bh)_mm512_loadu_si512(x));
+  }
+  static Vec to_float(Sums v) { return v; }
+};
+
+const char* why_not() {
+  const Features& f = machine().features;
+  return f.avx512 && f.avx512_vnni && f.avx512_bf16 ? "" : "the CPU has no AVX-512 VNNI and BF16";
+}
+
+}  // namespace
+
+const Kernels kernels = {"avx512_vnni",
+                         why_not,
+                         [](const Mask24& args) { avx512::kernels.mask24_32(args); },
+                         [](const Mask24& args) { avx512::kernels.mask24_16(args); },
+                         [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
+                            int threads) { avx512::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads); },
+                         [](const Linear& args, const Tuning& tuning) { return avx512::kernels.linear(args, tuning); },
+                         [](const Conv2d& args, const Tuning& tuning) { return avx512::kernels.conv2d(args, tuning); },
+                         [](const void* from, DType dtype, std::int64_t count, float* to) {
+                           avx512::kernels.widen(from, dtype, count, to);
+                         },
+                         [](const float* from, DType dtype, std::int64_t count, void* to) {
+                           avx512::kernels.narrow(from, dtype, count, to);
+                         },
+                         [](const float* x, std::int64_t count, float scale, std::int8_t* to) {
+                           return avx512::kernels.quantize(x, count, scale, to);
+                         },
+                         linear_pairs<BytePairs>,
+                         linear_pairs<HalfPairs>,
+                         nullptr,
+                         nullptr};
+
+}  // namespace sparse24::cpu::avx512_vnni
