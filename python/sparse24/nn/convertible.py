@@ -12,7 +12,8 @@ from ..ops import names_of
 from ..pruning import prunable
 from .attention import SparseMultiheadAttention, projections
 from .compressed import DTYPES
-from .conv2d import SparseConv2d, _conv_arguments
+from .conv2d import SparseConv2d
+from .dense_loads import compressed_like, is_own_hook
 from .forms import NotSparse24Error, check_weight
 from .linear import SparseLinear
 
@@ -104,7 +105,7 @@ def _foreign_behaviour(module: nn.Module) -> str:
     foreign += [child for child in module._modules if child != "out_proj"]
     if foreign:
         return f"holds more than a {dense.__name__} does: {', '.join(foreign)}"
-    hooks = [hook for hook in _STATE_HOOKS if getattr(module, hook)]
+    hooks = [kind for kind in _STATE_HOOKS if any(not is_own_hook(h) for h in getattr(module, kind).values())]
     if hooks:
         return f"has hooks that know its weight's name ({', '.join(hooks)}): remove them first"
     return ""
@@ -144,18 +145,6 @@ def _unusable_weights(
             own = f"{name}.{attribute}" if name else attribute
             return f"{attribute} is shared with {', '.join(o for o in others if o != own)}: untie it first"
     return ""
-
-
-def compressed_like(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The compressed layer for ``module`` on the meta device: its shapes and bytes, no numbers."""
-    if isinstance(module, nn.MultiheadAttention):
-        return SparseMultiheadAttention.like(module, dtype)
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, Tensor)
-    if isinstance(module, nn.Conv2d):
-        return SparseConv2d(**_conv_arguments(module), device="meta", dtype=dtype or weight.dtype)
-    rows, columns = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
-    return SparseLinear(columns, rows, bias is not None, "meta", dtype or weight.dtype)
 
 
 def _matrices(module: nn.Module, like: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:

@@ -111,7 +111,7 @@ def _built(network: Network, layers: int, dtype: torch.dtype, *, sparse: bool) -
             for parameter in layer.parameters():
                 if parameter.dim() == 2:
                     masks.prune_(parameter)
-            report = to_sparse(layer)
+            report = to_sparse(layer, when="always")
             if report.left:
                 raise Error(f"{report.left[0].name} was left dense: {report.left[0].reason}")
         model.append(layer[0])
