@@ -62,7 +62,8 @@ void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::
 // ---- products on the CPU ----
 
 // The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("amx",
-// "avx512_vnni", "avx512", "avx2", "neon" or "scalar"). Throws InvalidArgument where that names none, or one that cannot run here.
+// "avx512_vnni", "avx512", "avx2", "neon" or "scalar"). Throws InvalidArgument where that names none, or one that
+// cannot run here.
 std::string cpu_isa();
 
 // All that this build has, best first, and why one cannot run here (empty: it can).

@@ -128,11 +128,35 @@ def test_int8_values_load_with_their_scales() -> None:
     dense.load_state_dict(state)
     expected = torch.ops.sparse24.decompress(state["values"].float() * scale[:, None], state["indices"])
     assert torch.equal(dense.weight, expected)
-    for wrong in (None, scale[:3]):
+    for wrong, message in (
+        (None, "no weight_scale is beside them"),
+        (scale[:3], r"weight_scale must be \[8\]"),
+    ):
         bad = {**state, "weight_scale": wrong}
         bad = {key: value for key, value in bad.items() if value is not None}
-        with pytest.raises(RuntimeError, match=r"int8 values need weight_scale \[8\], but there is "):
+        with pytest.raises(RuntimeError, match=message):
             dense.load_state_dict(bad)
+
+
+@pytest.mark.parametrize("activations", [None, "dynamic"])
+def test_int8_layers_and_dense_ones_exchange_files(activations: str | None) -> None:
+    layer = SparseLinear.from_dense(prune_layers(nn.Linear(16, 8))).to_int8(activations)
+    dense = nn.Linear(16, 8)
+    accept_compressed(dense)
+    dense.load_state_dict(layer.state_dict())
+    assert torch.equal(dense.weight, layer.to_dense().weight)
+    layer.load_state_dict(dense.state_dict())
+    assert not layer.is_int8  # the file decides
+    assert torch.equal(layer.weight.dense(), dense.weight)
+
+
+def test_float8_values_load_into_a_dense_layer() -> None:
+    state = SparseLinear.from_dense(prune_layers(nn.Linear(16, 8))).state_dict()
+    state["values"] = state["values"].to(torch.float8_e4m3fn)
+    dense = nn.Linear(16, 8)
+    accept_compressed(dense)
+    dense.load_state_dict(state)
+    assert torch.equal(dense.weight, torch.ops.sparse24.decompress(state["values"].float(), state["indices"]))
 
 
 def damage_order(state: dict[str, Tensor], key: str) -> None:

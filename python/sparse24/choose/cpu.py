@@ -95,7 +95,7 @@ def _tokens(count: int) -> str:
 
 def _dense_shape(layer: SparseLinear | SparseConv2d) -> nn.Module:
     """The dense layer without its numbers."""
-    dtype = layer.values.dtype
+    dtype = layer._dtype()
     if isinstance(layer, SparseConv2d):
         return nn.Conv2d(**_conv_arguments(layer), device="meta", dtype=dtype)
     return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta", dtype)
@@ -131,4 +131,4 @@ def _call(layer: SparseLinear | SparseConv2d, count: int) -> LayerCall:
         spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         sizes = [max(side * stride, span) for stride, span in zip(layer.stride, spans, strict=True)]
         shape = (1, layer.in_channels, *sizes)
-    return LayerCall((torch.empty(shape, dtype=layer.values.dtype, device="meta"),), {})
+    return LayerCall((torch.empty(shape, dtype=layer._dtype(), device="meta"),), {})

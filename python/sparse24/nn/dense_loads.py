@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import int8
 from .attention import SparseMultiheadAttention
 from .compressed import FORMAT, CompressedModule
 from .conv2d import SparseConv2d, _conv_arguments
@@ -95,15 +96,13 @@ def _taken(like: CompressedModule, state_dict: dict[str, Any], prefix: str, vers
         raise _UnreadableError(
             f"values and indices have format {version}, newer than {FORMAT}: update sparse24"
         )
-    values, indices, scale, bias = (state_dict.get(prefix + key) for key in (*_KEYS[:3], "bias"))
-    problem = like._problem_with(values, indices, bias)
+    values, indices, *scales = (state_dict.get(prefix + key) for key in _KEYS)
+    problem = like._problem_with(values, indices, state_dict.get(prefix + "bias"))
+    problem = problem or int8.problem_with(like, values, *scales)
     if problem is not None or values is None or indices is None:
         raise _UnreadableError(problem)
-    if values.dtype == torch.int8:
-        if scale is None or scale.shape != values.shape[:1]:
-            given = "no weight_scale" if scale is None else f"weight_scale {tuple(scale.shape)}"
-            raise _UnreadableError(f"int8 values need weight_scale [{len(values)}], but there is {given}")
-        values = values.to(scale.dtype) * scale[:, None]
+    if scales[0] is not None or values.dtype in int8.FLOAT8:
+        values = values.float() * (1.0 if scales[0] is None else scales[0].unsqueeze(1))
     matrix: Tensor = torch.ops.sparse24.decompress(values.detach().contiguous(), indices.contiguous())
     _drop(state_dict, prefix)
     return like._form.to_weight(matrix).contiguous()

@@ -34,6 +34,7 @@ BENCHMARKS = (
     Entry("linear", "products with many tokens, against torch and OpenBLAS"),
     Entry("decode", "products with few tokens and cold weights"),
     Entry("conv", "convolutions, against torch and prepacked oneDNN"),
+    Entry("networks", "whole networks, eager and compiled, against torch and the best dense"),
     Entry("calls", "what a call costs beyond its kernel; needs a checkout and CMake"),
     Entry("memory", "what a converted network holds, counted and resident"),
     Entry("kernels", "masks and products from C++; needs a checkout and CMake"),
