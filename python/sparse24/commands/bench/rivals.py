@@ -128,6 +128,6 @@ def int8_dense(model: nn.Module) -> nn.Module:
     """torch's own int8: linear layers with weights and tokens quantized (dynamic); others stay."""
     quantization: Any = importlib.import_module("torch.ao.quantization")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torchao is to follow it
+        warnings.simplefilter("ignore")  # torchao is to follow it, and quantized tensors are to go
         twin: nn.Module = quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
     return twin
