@@ -34,8 +34,11 @@ class Entry(NamedTuple):
 BENCHMARKS = (
     Entry("linear", "products with many tokens, against torch and OpenBLAS"),
     Entry("decode", "products with few tokens and cold weights"),
+    Entry("narrow", "linear layers in 16 and 8 bits, against torch and prepacked oneDNN"),
     Entry("conv", "convolutions, against torch and prepacked oneDNN"),
     Entry("networks", "whole networks, eager and compiled, against torch and the best dense"),
+    Entry("goals", "what was asked for, what is reached here, and what bounds it"),
+    Entry("rules", "from which sizes on layers gain: what the rules of to_sparse come from"),
     Entry("calls", "what a call costs beyond its kernel; needs a checkout and CMake"),
     Entry("memory", "what a converted network holds, counted and resident"),
     Entry("kernels", "masks and products from C++; needs a checkout and CMake"),

@@ -31,6 +31,10 @@ class Rows:
             return cells
         return cells
 
+    def all(self) -> dict[str, list[str]]:
+        """Every row that was kept."""
+        return {key: cells for key in self._rows if (cells := self.get(key)) is not None}
+
     @staticmethod
     def _read() -> dict[str, dict[str, list[str]]]:
         try:

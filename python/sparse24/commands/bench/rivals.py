@@ -66,7 +66,7 @@ def prepacked(model: nn.Module, inputs: Arguments) -> nn.Module:
             continue
         (call,) = seen[name]
         with contextlib.suppress(RuntimeError):  # not in this dtype, or not on this machine
-            packed = _packed(layer, call.shape)
+            packed = packed_layer(layer, call.shape)
             x, _ = call.arguments(torch.Generator())
             with torch.no_grad():
                 packed(*x)
@@ -81,7 +81,8 @@ def _shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _packed(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+def packed_layer(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A linear layer or convolution, packed for inputs of ``shape``."""
     if isinstance(layer, nn.Linear):
         return PackedLinear(layer, int(torch.Size(shape[:-1]).numel()))
     assert isinstance(layer, nn.Conv2d)
