@@ -165,14 +165,14 @@ const Row kRows[] = {
      {"Intel, AVX-512 (derived)", 8, 1, 0, 2048, 13, 32, 8, kSumsBytes}},
     // Zen 4 does half an AVX-512 instruction a cycle and unit, with the latency of a whole one: eight sums are enough,
     // and a tile of 64 columns halves the traffic of sums, which is worth more than that it fills L1.
-    {"avx512", [](const Machine& m) { return is(m, "Zen 4"); }, {"Zen 4, AVX-512", 8, 4, 0, 0, 8, 64, 8, kSumsBytes}},
+    {"avx512", [](const Machine& m) { return is(m, "Zen 4"); }, {"Zen 4, AVX-512", 8, 4, 0, 512, 8, 64, 8, kSumsBytes}},
     {"avx512", any, {"AVX-512 (derived)", 8, 4, 0, 0, 13, 32, 8, kSumsBytes}},
     {"avx512_vnni",
      [](const Machine& m) { return m.vendor == "Intel"; },
      {"Intel, AVX-512 VNNI (derived)", 8, 1, 0, 2048, 13, 32, 8, kSumsBytes, 12}},
     {"avx512_vnni",
      [](const Machine& m) { return is(m, "Zen 4"); },
-     {"Zen 4, AVX-512 VNNI", 8, 4, 0, 0, 8, 64, 8, kSumsBytes, 12, 4, 64}},
+     {"Zen 4, AVX-512 VNNI", 8, 4, 0, 512, 8, 64, 8, kSumsBytes, 12, 4, 64}},
     {"avx512_vnni", any, {"AVX-512 VNNI (derived)", 8, 4, 0, 0, 13, 32, 8, kSumsBytes, 12}},
     // One or two tokens read a weight as fast without tiles, and sum up in float32.
     {"amx", any, {"AMX (derived)", 2, 1, 0, 2048, 13, 32, 8, kSumsBytes}},
