@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..masks import Pattern, decompress, is_sparse24, prune_
 from ..nn.compressed import DTYPES
-from ..pruning.prunable import _HEADS_ANYWHERE, _HEADS_AT_TOP
+from ..pruning.heads import output_heads
 from ..pruning.rules import ByMagnitude
 from ..report import Report, Row
 from .formats import FileError, StateFile, first_line
@@ -158,18 +158,12 @@ def _skip_heads(reasons: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
             reasons[name] = (
                 f"an output head by its shape ({tensor.shape[0]} outputs); --select it to prune it"
             )
-    last = {part: name for name in candidates if (part := _head_part(name))}
-    for part, name in last.items():
-        reasons[name] = f"an output head by its name ({part}); --select it to prune it"
-
-
-def _head_part(name: str) -> str:
-    """The part of a name that is an output head's, with what is before it; empty if none is."""
-    parts = name.split(".")[:-1]
-    for i, part in enumerate(parts):
-        if part in _HEADS_ANYWHERE or (i == 0 and part in _HEADS_AT_TOP):
-            return ".".join(parts[: i + 1])
-    return ""
+    others = [name for name in reasons if name not in candidates]
+    tables = [tuple(tensors[n].shape) for n, reason in reasons.items() if reason.startswith("an embedding")]
+    shapes = {name: tuple(tensors[name].shape) for name in candidates}
+    for name, reason in output_heads(shapes, others, tables).items():
+        if not reasons[name] or "by its name" in reason:
+            reasons[name] = f"{reason}; --select it to prune it"
 
 
 def _skip_tied(reasons: dict[str, str], tensors: Mapping[str, Tensor]) -> None:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..masks import kept_share
 from ..ops import machine, names_of
 from ..ops.cuda import cusparselt
-from ..pruning import prunable
+from ..pruning.layers import DENSE, Owners, dense_class, is_transposed_linear
 from ..report import Report, Row
 from .attention import SparseMultiheadAttention
 from .compressed import DTYPES
 from .conv2d import SparseConv2d
 from .convertible import (
-    DENSE,
     SPARSE,
     FilterFn,
     bytes_of,
-    dense_class,
     layers_of,
-    owners_of,
     why_not_sparse,
     why_refused,
 )
 from .linear import SparseLinear
 from .swap import CARRIED_HOOKS, Places, Undo, carry_over, places_of, put, set_fused_paths
+from .weight import CompressedWeight
 
 
 def to_sparse(
@@ -81,7 +80,7 @@ def to_sparse(
 
 def _plan(model: nn.Module, dtype: torch.dtype | None, filter_fn: FilterFn | None) -> list[tuple[str, str]]:
     """Name of every layer, and why it is left as it is, or "": all looked at before the first is touched."""
-    owners = owners_of(model)
+    owners = Owners(model)
     return [
         (name, why_refused(name, module, dtype, owners, filter_fn) or why_not_sparse(module, dtype))
         for name, module in layers_of(model)
@@ -137,7 +136,7 @@ def to_dense(model: nn.Module) -> Report:
 
 
 def _refuse_root(model: nn.Module, kinds: tuple[type[nn.Module], ...], instead: str) -> None:
-    if isinstance(model, kinds) or prunable.is_transposed_linear(model):
+    if isinstance(model, kinds) or is_transposed_linear(model):
         raise ValueError(
             f"the model is itself a {type(model).__name__}, which cannot be swapped in place: use {instead}"
         )
@@ -165,6 +164,7 @@ def _build(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 def _remark(module: nn.Module, names: list[str]) -> str:
     """What a reader should know of a layer that was converted."""
     dense = dense_class(module)
+    assert dense is not None
     remarks = []
     if len(names) > 1:
         remarks.append(f"also {', '.join(names[1:])}")
@@ -198,9 +198,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: str) -> Row:
     weights = [weight.detach() for weight in _weights(module)]
-    total = sum(weight.numel() for weight in weights)
-    countable = total > 0 and not any(weight.is_meta for weight in weights)
-    kept = sum(int(weight.count_nonzero()) for weight in weights) / total if countable else float("nan")
+    numbers = (w.dense() if isinstance(w, CompressedWeight) and not w.is_meta else w for w in weights)
     before = bytes_of(module)
     return Row(
         name=name,
@@ -208,7 +206,7 @@ def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: st
         shape=tuple(weights[0].shape) if weights else (),
         done=replacement is not None,
         reason=reason,
-        kept=kept,
+        kept=kept_share(*numbers),
         bytes_before=before,
         bytes_after=before if replacement is None else bytes_of(replacement),
     )

@@ -13,6 +13,7 @@ from .cuda import operators as operators  # registers
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
+from .mask_bits import apply_mask_bits_, pack_mask, unpack_mask
 from .product import activate
 from .registry import ACTIVATIONS, Error, cpu_isa, names_of, round_up
 
@@ -25,6 +26,7 @@ __all__ = [
     "Error",
     "Window",
     "activate",
+    "apply_mask_bits_",
     "call_conv2d",
     "call_linear",
     "conv2d",
@@ -39,7 +41,9 @@ __all__ = [
     "linear_torch",
     "names_of",
     "nm_mask_torch",
+    "pack_mask",
     "prune_torch_",
     "round_up",
     "transposable_mask_torch",
+    "unpack_mask",
 ]
