@@ -242,6 +242,8 @@ class Sparsifier:
             place = places.get(id(parameter), masters.get(name))
             if place is not None:
                 found.append(Stepped(name, parameter, held[place]))
+        if not found:
+            refuse_flat(self._model)
         return found
 
     def _is_current(self, stepped: Sequence[Stepped]) -> bool:

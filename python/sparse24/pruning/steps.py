@@ -111,7 +111,11 @@ def stepping(given: object, caller: str) -> list[Optimizer]:
     if found:
         return found
     kind = type(given).__name__
-    held = [name for name in (*vars(given), *_INNER) if isinstance(_attribute(given, name), Optimizer)]
+    held = [
+        name
+        for name in (*getattr(given, "__dict__", ()), *_INNER)
+        if isinstance(_attribute(given, name), Optimizer)
+    ]
     if held:
         raise TypeError(f"{caller} needs a torch.optim.Optimizer, not {kind}: pass its .{held[0]}")
     if isinstance(given, Optimizer):
@@ -123,7 +127,8 @@ def stepping(given: object, caller: str) -> list[Optimizer]:
 
 
 def _attribute(holder: object, name: str) -> Any:
-    return vars(holder).get(name) if name in vars(holder) else getattr(holder, name, None)
+    own = getattr(holder, "__dict__", {})
+    return own[name] if name in own else getattr(holder, name, None)
 
 
 def _collect(given: object, found: list[Optimizer], seen: set[int]) -> None:
