@@ -42,7 +42,6 @@ def test_a_flattened_model_is_refused_at_every_call(fsdp: Any, use_orig_params: 
     optimizer = SGD(wrapped.parameters(), lr=0.1)
     for call in (
         sparsifier.prune,
-        sparsifier.verify,
         lambda: sparsifier.attach(optimizer),
         lambda: Sparsifier(wrapped),
         lambda: Sparsifier(nn.Sequential(wrapped)),
@@ -55,6 +54,8 @@ def test_a_flattened_model_is_refused_at_every_call(fsdp: Any, use_orig_params: 
         model[0].weight.data = model[0].weight.data.flatten()
     with pytest.raises(ValueError, match=SAYS):
         early.step()
+    with pytest.raises(ValueError, match=SAYS):
+        sparsifier.verify()
 
 
 def test_a_part_that_is_flattened_is_named(fsdp: Any) -> None:
