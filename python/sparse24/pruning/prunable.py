@@ -217,9 +217,7 @@ def _embedding_tables(model: nn.Module) -> dict[int, str]:
 def _output_heads(model: nn.Module, found: Sequence[tuple[Candidate, Tensor | None]]) -> dict[str, str]:
     """Reasons by parameter name."""
     layers = {c.name: weight for c, weight in found if not c.blocked and weight is not None}
-    shapes = {
-        name: () if nn.parameter.is_lazy(weight) else tuple(weight.shape) for name, weight in layers.items()
-    }
+    shapes = {c.name: _out_first(c, layers[c.name]) for c, _ in found if c.name in layers}
     others = [c.name for c, _ in found if c.name not in layers]
     tables = [(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, nn.Embedding)]
     heads = output_heads(shapes, others, tables)
@@ -231,6 +229,12 @@ def _output_heads(model: nn.Module, found: Sequence[tuple[Candidate, Tensor | No
             if weight is returned:
                 heads[name] = "an output head: get_output_embeddings() returns it"
     return heads if len(layers) > 1 else {}
+
+
+def _out_first(candidate: Candidate, weight: Tensor) -> tuple[int, ...]:
+    """The shape [out, in, ...] of a weight; of one that is not initialized: ()."""
+    shape = () if nn.parameter.is_lazy(weight) else tuple(weight.shape)
+    return shape[::-1] if candidate.dim == 0 else shape
 
 
 def _with_default(
