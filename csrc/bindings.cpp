@@ -27,12 +27,23 @@ T* at(Address address) {
 
 DType dtype_of(int code) { return static_cast<DType>(code); }
 
-// (values, indices, dtype, rows, padded)
-using WeightArguments = std::tuple<Address, Address, int, std::int64_t, std::int64_t>;
+// (values, indices, dtype, rows, padded, scale or 0)
+using WeightArguments = std::tuple<Address, Address, int, std::int64_t, std::int64_t, Address>;
 
 Weight weight_of(const WeightArguments& a) {
-  return {at<void>(std::get<0>(a)), at<std::uint8_t>(std::get<1>(a)), dtype_of(std::get<2>(a)), std::get<3>(a),
-          std::get<4>(a)};
+  const auto [values, indices, dtype, rows, padded, scale] = a;
+  return {at<void>(values), at<std::uint8_t>(indices), dtype_of(dtype), rows, padded, at<float>(scale)};
+}
+
+// (precision, quantize, input_scale): how exactly float32 is multiplied, and what becomes of x before int8
+using ModeArguments = std::tuple<int, int, float>;
+
+template <typename Product>
+Product with_mode(Product product, const ModeArguments& mode) {
+  product.precision = static_cast<Precision>(std::get<0>(mode));
+  product.quantize = static_cast<Quantize>(std::get<1>(mode));
+  product.input_scale = std::get<2>(mode);
+  return product;
 }
 
 }  // namespace
@@ -95,46 +106,49 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "linear",
       [](const WeightArguments& weight, int dtype, Address x, Address bias, Address y, std::int64_t n, std::int64_t k,
-         std::int64_t x_stride, int activation, int threads) {
+         std::int64_t x_stride, int activation, int threads, const ModeArguments& mode) {
         const Weight w = weight_of(weight);
-        linear({w, dtype_of(dtype), at<void>(x), at<void>(bias), at<void>(y), n, w.rows, k, x_stride,
-                static_cast<Activation>(activation), threads});
+        linear(with_mode(Linear{w, dtype_of(dtype), at<void>(x), at<void>(bias), at<void>(y), n, w.rows, k, x_stride,
+                                static_cast<Activation>(activation), threads},
+                         mode));
       },
       py::arg("weight"), py::arg("dtype"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("n"), py::arg("k"),
-      py::arg("x_stride"), py::arg("activation"), py::arg("threads"), free_gil);
+      py::arg("x_stride"), py::arg("activation"), py::arg("threads"), py::arg("mode"), free_gil);
   m.def(
       "conv2d",
       [](const WeightArguments& weight, int dtype, Address x, Address bias, Address y,
          const std::array<std::int64_t, 4>& shape, const std::array<std::int64_t, 9>& window, bool channels_last,
-         int activation, int threads) {
+         int activation, int threads, const ModeArguments& mode) {
         const auto [batch, in_channels, height, width] = shape;
         const auto [r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups] = window;
         const Weight w = weight_of(weight);
-        conv2d({w,
-                dtype_of(dtype),
-                at<void>(x),
-                at<void>(bias),
-                at<void>(y),
-                batch,
-                in_channels,
-                height,
-                width,
-                w.rows,
-                r,
-                s,
-                stride_h,
-                stride_w,
-                pad_h,
-                pad_w,
-                dilation_h,
-                dilation_w,
-                groups,
-                channels_last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
-                static_cast<Activation>(activation),
-                threads});
+        conv2d(with_mode(Conv2d{w,
+                                dtype_of(dtype),
+                                at<void>(x),
+                                at<void>(bias),
+                                at<void>(y),
+                                batch,
+                                in_channels,
+                                height,
+                                width,
+                                w.rows,
+                                r,
+                                s,
+                                stride_h,
+                                stride_w,
+                                pad_h,
+                                pad_w,
+                                dilation_h,
+                                dilation_w,
+                                groups,
+                                channels_last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
+                                static_cast<Activation>(activation),
+                                threads},
+                         mode));
       },
       py::arg("weight"), py::arg("dtype"), py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("shape"),
-      py::arg("window"), py::arg("channels_last"), py::arg("activation"), py::arg("threads"), free_gil);
+      py::arg("window"), py::arg("channels_last"), py::arg("activation"), py::arg("threads"), py::arg("mode"),
+      free_gil);
   bind_machine(m);
   bind_mask_bits(m);
   bind_calls(m);

@@ -7,7 +7,7 @@
 // when a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
 // operator finds the words for that. Where torch has no such table (before 2.10) the answer is always that.
 //
-// A little over 300 lines: what is known of torch, how a tensor is read and the two calls are one story, and no
+// Over 300 lines: what is known of torch, how a tensor is read and the two calls are one story, and no
 // other file may include Python.h without being a binding itself.
 
 #include <Python.h>
@@ -15,6 +15,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <string>
@@ -40,7 +41,10 @@ struct Torch {
   PyObject* make;      // (sizes, strides, dtype) to a tensor; None: this torch has no such function
   // names in a layer's __dict__ and below
   PyObject *parameters, *buffers, *values, *indices, *bias, *activation, *in_features, *in_channels, *window;
-  PyObject *is_neg, *requires_grad;  // names of methods and attributes
+  PyObject *weight_scale, *input_scale;  // of int8 storage
+  PyObject *is_neg, *requires_grad;      // names of methods and attributes
+  PyObject* precision;                   // ("matmul" or "conv") to a number of the enum; None: all multiply float32
+  PyObject *matmul, *conv;
   PyObject* dtypes[3];
 };
 
@@ -70,6 +74,11 @@ void fill(Torch& t) {
   t.values = PyUnicode_InternFromString("values");
   t.indices = PyUnicode_InternFromString("indices");
   t.bias = PyUnicode_InternFromString("bias");
+  t.weight_scale = PyUnicode_InternFromString("weight_scale");
+  t.input_scale = PyUnicode_InternFromString("input_scale");
+  t.matmul = PyUnicode_InternFromString("matmul");
+  t.conv = PyUnicode_InternFromString("conv");
+  t.precision = py::object(py::module_::import("sparse24.ops.precision").attr("reader")()).release().ptr();
   t.is_neg = attribute(torch.attr("Tensor"), "is_neg");
   t.requires_grad = PyUnicode_InternFromString("requires_grad");
   // What Inductor's programs make their outputs with: an ordinary tensor, a microsecond sooner than new_empty.
@@ -201,6 +210,14 @@ struct Operands {
   DType dtype;
   bool has_bias;
   Activation activation;
+  Precision precision;
+  Quantize quantize;
+  float input_scale;
+
+  template <typename Args>
+  void set_mode(Args& args) const {
+    args.precision = precision, args.quantize = quantize, args.input_scale = input_scale;
+  }
 };
 
 bool activation_of(PyObject* name, Activation& out) {
@@ -216,6 +233,7 @@ bool activation_of(PyObject* name, Activation& out) {
 // away from them (nn/lent.py) is not brought back, it is not there.
 struct Layer {
   PyObject *values, *indices, *bias, *activation;
+  PyObject *weight_scale, *input_scale;  // null: none
   bool read(const Torch& t, PyObject* state) {
     if (!PyDict_Check(state)) return false;
     PyObject *parameters = PyDict_GetItemWithError(state, t.parameters),
@@ -226,12 +244,44 @@ struct Layer {
     bias = PyDict_GetItemWithError(parameters, t.bias);
     indices = PyDict_GetItemWithError(buffers, t.indices);
     if (values == nullptr || bias == nullptr || indices == nullptr) return PyErr_Clear(), false;
-    return true;
+    weight_scale = PyDict_GetItemWithError(buffers, t.weight_scale);
+    input_scale = PyDict_GetItemWithError(buffers, t.input_scale);
+    return PyErr_Occurred() == nullptr || (PyErr_Clear(), false);
   }
 };
 
-// input and a layer's __dict__: true if the short way may take them.
-bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
+// The scales of int8 values: float32, one a row; and of their input: none, 0 (a token has its own) or a number.
+bool read_scales(const Torch& t, const Layer& layer, std::int64_t rows, Operands& out) {
+  dlpack::Tensor scale;
+  DType dtype;
+  if (layer.weight_scale == nullptr || !view(t, layer.weight_scale, scale) || !floating(scale, dtype) ||
+      dtype != DType::kFloat32 || scale.ndim != 1 || scale.shape[0] != rows || !contiguous(scale)) {
+    return false;
+  }
+  out.weight.scale = static_cast<const float*>(scale.data);
+  if (layer.input_scale == nullptr || layer.input_scale == Py_None) return true;
+  if (!view(t, layer.input_scale, scale) || !floating(scale, dtype) || dtype != DType::kFloat32 || scale.ndim != 0) {
+    return false;
+  }
+  out.input_scale = *static_cast<const float*>(scale.data);
+  out.quantize = out.input_scale == 0 ? Quantize::kByToken : Quantize::kByScale;
+  return out.input_scale >= 0 && std::isfinite(out.input_scale);
+}
+
+// What the user told torch about float32; false: with a Python error, or no number of the enum.
+bool read_precision(const Torch& t, PyObject* kind, Operands& out) {
+  out.precision = Precision::kHighest;
+  if (t.precision == Py_None || out.dtype != DType::kFloat32) return true;
+  PyObject* answer = PyObject_CallOneArg(t.precision, kind);
+  const long code = answer == nullptr ? -1 : PyLong_AsLong(answer);
+  Py_XDECREF(answer);
+  if (code < 0 || code > 2) return PyErr_Clear(), false;
+  out.precision = static_cast<Precision>(code);
+  return true;
+}
+
+// input and a layer's __dict__: true if the short way may take them. `kind` is matmul or conv.
+bool read_operands(const Torch& t, PyObject* const* arguments, PyObject* kind, Operands& out) {
   PyObject* input = arguments[0];
   Layer layer;
   if (t.table == nullptr || !layer.read(t, arguments[1])) return false;
@@ -241,7 +291,13 @@ bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
   dlpack::Tensor v, i;
   DType weight_dtype, bias_dtype;
   if (!view(t, input, out.x) || !view(t, values, v) || !view(t, indices, i)) return false;
-  if (!floating(out.x, out.dtype) || !floating(v, weight_dtype) || weight_dtype != out.dtype) return false;
+  const bool int8 = v.dtype.code == dlpack::kInt && v.dtype.bits == 8;
+  if (!floating(out.x, out.dtype)) return false;
+  if (int8) {
+    weight_dtype = DType::kInt8;
+  } else if (!floating(v, weight_dtype) || weight_dtype != out.dtype) {
+    return false;
+  }
   if (v.ndim != 2 || i.ndim != 2 || i.dtype.code != dlpack::kUInt || i.dtype.bits != 8 || i.shape[0] != v.shape[0] ||
       v.shape[1] != 4 * i.shape[1] || !contiguous(v) || !contiguous(i)) {
     return false;
@@ -256,7 +312,8 @@ bool read_operands(const Torch& t, PyObject* const* arguments, Operands& out) {
     return false;
   }
   out.weight = {v.data, static_cast<const std::uint8_t*>(i.data), weight_dtype, v.shape[0], 2 * v.shape[1]};
-  return true;
+  out.quantize = Quantize::kNone, out.input_scale = 0;
+  return (!int8 || read_scales(t, layer, v.shape[0], out)) && read_precision(t, kind, out);
 }
 
 PyObject* tuple_of(const std::int64_t* numbers, int count) {
@@ -323,7 +380,7 @@ std::int64_t number_in(PyObject* state, PyObject* name) {
 PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2 || !read_operands(t, arguments, o)) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2 || !read_operands(t, arguments, t.matmul, o)) Py_RETURN_NOTIMPLEMENTED;
   const std::int64_t k = number_in(arguments[1], t.in_features);
   const dlpack::Tensor& x = o.x;
   if (k <= 0 || x.ndim < 1 || x.shape[x.ndim - 1] != k || round_up(k, 8) != o.weight.padded || x.ndim > 8) {
@@ -346,6 +403,7 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const int threads = threads_for(t, multiply_adds);
   Linear args{o.weight, o.dtype,      x.data, o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
               stride,   o.activation, threads};
+  o.set_mode(args);
   return finish(output, t, multiply_adds < kTiny, args, [](const Linear& a) { linear(a); });
 }
 
@@ -354,7 +412,7 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2 || !read_operands(t, arguments, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2 || !read_operands(t, arguments, t.conv, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
   PyObject* window = PyDict_GetItemWithError(arguments[1], t.window);
   if (window == nullptr || !PyTuple_Check(window) || PyTuple_GET_SIZE(window) != 9) {
     PyErr_Clear();
@@ -389,6 +447,7 @@ PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
               stride_h,     stride_w,   pad_h,    pad_w,
               dilation_h,   dilation_w, groups,   last ? MemoryFormat::kChannelsLast : MemoryFormat::kContiguous,
               o.activation, threads};
+  o.set_mode(args);
   return finish(output, t, multiply_adds < kTiny, args, [](const Conv2d& a) { conv2d(a); });
 }
 

@@ -16,7 +16,7 @@ struct DataType {
   std::uint8_t code, bits;
   std::uint16_t lanes;
 };
-constexpr std::uint8_t kUInt = 1, kFloat = 2, kBfloat = 4;
+constexpr std::uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4;
 
 // A view: the framework keeps what it points at.
 struct Tensor {

@@ -25,9 +25,14 @@ def read(*parts: str) -> str:
 
 def test_the_instruction_sets_of_this_build_are_those_of_the_dispatcher() -> None:
     listed = re.findall(r"&(\w+)::kernels", read("csrc", "cpu", "dispatch.cpp"))
-    assert set(listed) == {"avx512", "avx2", "neon", "scalar"}
-    assert all((ROOT / "csrc" / "cpu" / "lanes" / f"{name}.cpp").exists() for name in listed)
-    foreign = {"avx512", "avx2"} if platform.machine() in {"aarch64", "arm64"} else {"neon"}
+    assert set(listed) == {"amx", "avx512_vnni", "avx512", "avx2", "neon", "scalar"}
+    cpu = ROOT / "csrc" / "cpu"
+    assert all(
+        (cpu / "lanes" / f"{name}.cpp").exists() or (cpu / name / f"{name}.cpp").exists() for name in listed
+    )
+    foreign = (
+        {"amx", "avx512_vnni", "avx512", "avx2"} if platform.machine() in {"aarch64", "arm64"} else {"neon"}
+    )
     assert [name for name, _ in machine.isas()] == [name for name in listed if name not in foreign]
 
 

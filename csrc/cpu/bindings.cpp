@@ -18,7 +18,7 @@ py::dict machine_dict() {
   py::dict features;
   features["avx2"] = f.avx2, features["avx512"] = f.avx512, features["avx512_bf16"] = f.avx512_bf16;
   features["avx512_vnni"] = f.avx512_vnni, features["amx_tile"] = f.amx_tile, features["amx_bf16"] = f.amx_bf16;
-  features["amx_int8"] = f.amx_int8, features["neon"] = f.neon;
+  features["amx_int8"] = f.amx_int8, features["avx512_vbmi2"] = f.avx512_vbmi2, features["neon"] = f.neon;
   py::dict out;
   out["vendor"] = found.vendor, out["family"] = found.family, out["model"] = found.model;
   out["microarchitecture"] = found.microarchitecture;
@@ -33,6 +33,7 @@ py::dict tuning_dict() {
   out["row"] = t.row, out["few_tokens"] = t.few_tokens, out["streams"] = t.streams;
   out["prefetch_wide"] = t.prefetch_wide, out["prefetch_narrow"] = t.prefetch_narrow, out["vectors"] = t.vectors;
   out["tile_cols"] = t.tile_cols, out["tile_prefetch"] = t.tile_prefetch, out["sums_bytes"] = t.sums_bytes;
+  out["packed_bytes"] = t.packed_bytes, out["stream_bytes"] = t.stream_bytes;
   return out;
 }
 
@@ -42,8 +43,12 @@ void set_tuning(const py::kwargs& fields) {
   t.row = "measured here";
   for (const auto& [key, value] : fields) {
     const auto name = key.cast<std::string>();
-    if (name == "sums_bytes") {
-      t.sums_bytes = value.cast<std::int64_t>();
+    std::int64_t* bytes = name == "sums_bytes"     ? &t.sums_bytes
+                          : name == "packed_bytes" ? &t.packed_bytes
+                          : name == "stream_bytes" ? &t.stream_bytes
+                                                   : nullptr;
+    if (bytes != nullptr) {
+      *bytes = value.cast<std::int64_t>();
       continue;
     }
     int* field = name == "few_tokens"        ? &t.few_tokens

@@ -44,6 +44,9 @@ struct Kernels {
   bool (*conv2d_tiles)(const Conv2d&, const Tuning&);
 };
 
+// The kernels of this process: the best that the machine runs, or SPARSE24_CPU_ISA. (dispatch.cpp)
+const Kernels& kernels();
+
 namespace scalar {
 extern const Kernels kernels;
 }

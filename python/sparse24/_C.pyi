@@ -3,10 +3,11 @@
 Pointers are addresses; ops has checked every argument.
 
 ``dtype`` and ``activation`` are the values of the enums in csrc/sparse24.h; a mask or bias of address 0
-is absent. ``weight`` is (values, indices, dtype, rows, padded), ``shape`` (batch, in_channels, height, width)
-and ``window`` (kernel, stride, padding, dilation: height and width of each; groups). Products and masks let
-go of the interpreter lock while they run. ``call_linear`` and ``call_conv2d`` take a layer's __dict__, and
-return a tensor or ``NotImplemented``, having done nothing.
+is absent. ``weight`` is (values, indices, dtype, rows, padded, scale or 0), ``mode`` (precision, quantize,
+input_scale), ``shape`` (batch, in_channels, height, width) and ``window`` (kernel, stride, padding, dilation:
+height and width of each; groups). Products and masks let go of the interpreter lock while they run.
+``call_linear`` and ``call_conv2d`` take a layer's __dict__, and return a tensor or ``NotImplemented``, having
+done nothing.
 
 What begins with ``cusparselt_`` is the C++ API of that name in csrc/sparse24.h. ``stream`` is a cudaStream_t;
 sizes are (blob, compress buffer, workspace) in bytes; ``batches`` is (count, stride of x, stride of y);
@@ -34,7 +35,7 @@ def pack_mask(mask: int, count: int, bits: int, threads: int) -> None: ...
 def unpack_mask(bits: int, count: int, mask: int, threads: int) -> None: ...
 def apply_mask_bits(numbers: int, bytes_each: int, count: int, bits: int, threads: int) -> None: ...
 def linear(
-    weight: tuple[int, int, int, int, int],
+    weight: tuple[int, int, int, int, int, int],
     dtype: int,
     x: int,
     bias: int,
@@ -44,9 +45,10 @@ def linear(
     x_stride: int,
     activation: int,
     threads: int,
+    mode: tuple[int, int, float],
 ) -> None: ...
 def conv2d(
-    weight: tuple[int, int, int, int, int],
+    weight: tuple[int, int, int, int, int, int],
     dtype: int,
     x: int,
     bias: int,
@@ -56,6 +58,7 @@ def conv2d(
     channels_last: bool,
     activation: int,
     threads: int,
+    mode: tuple[int, int, float],
 ) -> None: ...
 def call_linear(input: Any, state: dict[str, Any], /) -> Any: ...
 def call_conv2d(input: Any, state: dict[str, Any], /) -> Any: ...

@@ -33,5 +33,6 @@ static_assert(offsetof(DLPackExchangeAPI, header) == 0 && offsetof(DLPackExchang
 static_assert(offsetof(DLPackVersion, major) == offsetof(ours::ExchangeTable, major));
 static_assert(offsetof(DLPackExchangeAPIHeader, prev_api) == offsetof(ours::ExchangeTable, previous));
 static_assert(sizeof(ours::Tensor) == sizeof(DLTensor) && sizeof(ours::ExchangeTable) == sizeof(DLPackExchangeAPI));
-static_assert(ours::kCPU == kDLCPU && ours::kUInt == kDLUInt && ours::kFloat == kDLFloat);
+static_assert(ours::kCPU == kDLCPU && ours::kInt == kDLInt && ours::kUInt == kDLUInt);
+static_assert(ours::kFloat == kDLFloat);
 static_assert(ours::kBfloat == kDLBfloat && ours::kMajorVersion == DLPACK_MAJOR_VERSION);

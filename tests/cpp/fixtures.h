@@ -151,7 +151,7 @@ inline double activated(double v, Activation activation) {
 inline Activation any_activation() { return static_cast<Activation>(pick({0, 1, 2, 3})); }
 
 inline std::int64_t out_size(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t pad,
-                      std::int64_t dilation) {
+                             std::int64_t dilation) {
   const std::int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
   return room < 0 ? 0 : room / stride + 1;
 }

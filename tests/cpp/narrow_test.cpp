@@ -1,5 +1,6 @@
 // Products of narrow numbers against plain double-precision loops: int8 weights, int8 by int8, pairs of bf16, and
 // tiles of bf16 and int8 in every combination of types and precision. Random shapes, odd sizes, guarded outputs.
+// More than 300 lines: one oracle, and what it is compared with.
 
 #include "fixtures.h"
 
@@ -128,7 +129,8 @@ struct Case {
 };
 
 void test_linear(const Case& c) {
-  const std::int64_t m = pick({1, 3, 15, 16, 17, 32, 40, 100, 130}), k = pick({1, 4, 7, 8, 30, 32, 64, 65, 100, 200, 330, 600});
+  const std::int64_t m = pick({1, 3, 15, 16, 17, 32, 40, 100, 130}),
+                     k = pick({1, 4, 7, 8, 30, 32, 64, 65, 100, 200, 330, 600});
   const std::int64_t n = pick({1, 2, 5, 8, 15, 16, 17, 33, 64, 100, 150}), stride = k + pick({0, 0, 1, 7});
   const AnyWeight weight = any_weight(c.weight, sparse_weight(m, k), m, k);
   const bool int8 = c.x == DType::kInt8, with_bias = pick({0, 1}) != 0;
@@ -138,13 +140,22 @@ void test_linear(const Case& c) {
   for (float& scale : x_scale) scale = 0.01f * (1 + std::abs(normal()));
   const std::int64_t y_floats = c.y == DType::kFloat32 ? n * m : (n * m + 1) / 2;
   Guarded y(y_floats);
-  Linear args{weight.weight(), c.y, x.data(), with_bias ? bias.data() : nullptr, y.data(), n, m, k, stride,
-              any_activation(), static_cast<int>(pick({1, 2, 3}))};
+  Linear args{weight.weight(),
+              c.y,
+              x.data(),
+              with_bias ? bias.data() : nullptr,
+              y.data(),
+              n,
+              m,
+              k,
+              stride,
+              any_activation(),
+              static_cast<int>(pick({1, 2, 3}))};
   args.precision = c.precision;
   if (int8) args.x_scale = x_scale.data();
   const cpu::Tuning tuning = any_tuning();
   bool ok = c.product(args, tuning) && y.intact();
-  const Oracle oracle{weight.exact, bias.exact, weight, m, k, args.activation, error_of(c.x, c.precision),
+  const Oracle oracle{weight.exact,    bias.exact, weight, m, k, args.activation, error_of(c.x, c.precision),
                       rounding_of(c.y)};
   for (std::int64_t t = 0; t < n; ++t) {
     for (std::int64_t row = 0; row < m; ++row) {
@@ -152,9 +163,9 @@ void test_linear(const Case& c) {
                               [&](std::int64_t col) { return x.exact[index_of(t * stride + col)]; });
     }
   }
-  const std::string what = message(c.name, " linear n ", n, " m ", m, " k ", k, " stride ", stride, " weight ",
-                                   static_cast<int>(c.weight), " x ", static_cast<int>(c.x), " y ",
-                                   static_cast<int>(c.y), " precision ", static_cast<int>(c.precision));
+  const std::string what =
+      message(c.name, " linear n ", n, " m ", m, " k ", k, " stride ", stride, " weight ", static_cast<int>(c.weight),
+              " x ", static_cast<int>(c.x), " y ", static_cast<int>(c.y), " precision ", static_cast<int>(c.precision));
   expect(ok, what);
   std::vector<float> before(y.data(), y.data() + y_floats);
   args.threads = static_cast<int>(pick({1, 2, 3, 5}));
@@ -185,8 +196,9 @@ void test_linear(const Case& c) {
   c.product(args, tuning);
   bool others = true;
   for (std::int64_t i = 0; i < n * m; ++i) {
-    if (i / m != token) others = others && std::memcmp(reinterpret_cast<std::byte*>(y.data()) + index_of(i) * bytes,
-                                                       reinterpret_cast<std::byte*>(before.data()) + index_of(i) * bytes, bytes) == 0;
+    if (i / m != token)
+      others = others && std::memcmp(reinterpret_cast<std::byte*>(y.data()) + index_of(i) * bytes,
+                                     reinterpret_cast<std::byte*>(before.data()) + index_of(i) * bytes, bytes) == 0;
   }
   expect(others, message("Inf in token ", token, ": ", what));
 }
@@ -229,8 +241,8 @@ void test_conv(const ConvCase& c) {
   a.bias = with_bias ? bias.data() : nullptr;
   if (int8) a.x_scale = x_scale.data();
   bool ok = c.product(a, any_tuning()) && y.intact();
-  const Oracle oracle{weight.exact, bias.exact, weight, a.out_channels, k, a.activation,
-                      error_of(c.x, c.precision), rounding_of(c.y)};
+  const Oracle oracle{weight.exact,    bias.exact, weight, a.out_channels, k, a.activation, error_of(c.x, c.precision),
+                      rounding_of(c.y)};
   for (std::int64_t i = 0; i < a.batch * plane; ++i) {
     const std::int64_t image = i / plane, oy = i % plane / out_w, ox = i % out_w;
     for (std::int64_t row = 0; row < a.out_channels; ++row) {
@@ -249,8 +261,8 @@ void test_conv(const ConvCase& c) {
   }
   expect(ok, message(c.name, " conv ", last ? "channels_last" : "contiguous", " weight ", static_cast<int>(c.weight),
                      " x ", static_cast<int>(c.x), " y ", static_cast<int>(c.y), " precision ",
-                     static_cast<int>(c.precision), " groups ", groups, " c ", channels, " o ", o, " hw ", a.height, "x",
-                     a.width, " kernel ", a.kernel_h, "x", a.kernel_w, " stride ", a.stride_h, ",", a.stride_w));
+                     static_cast<int>(c.precision), " groups ", groups, " c ", channels, " o ", o, " hw ", a.height,
+                     "x", a.width, " kernel ", a.kernel_h, "x", a.kernel_w, " stride ", a.stride_h, ",", a.stride_w));
 }
 
 // To nearest even, with a scale of its own or a given one; what is not finite gives NaN, zeros give zero.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -60,3 +63,27 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.attention(x, x, x)[0]
+
+
+#: Arguments of to_int8.
+INT8_WAYS: dict[str, dict[str, Any]] = {
+    "weight only": {},
+    "dynamic": {"activations": "dynamic"},
+    "static": {"activations": "static", "input_scale": 0.03},
+}
+
+
+def int8_linear(columns: int = 40, rows: int = 24, **way: Any) -> SparseLinear:
+    return SparseLinear.from_dense(pruned_linear(columns, rows)).to_int8(**way)
+
+
+def int8_convolution(**way: Any) -> SparseConv2d:
+    return SparseConv2d.from_dense(pruned_conv(in_channels=8, out_channels=6, kernel_size=3)).to_int8(**way)
+
+
+def saved(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A state_dict that went through a file."""
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)

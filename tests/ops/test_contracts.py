@@ -42,6 +42,12 @@ def int8_arguments(*shape: int) -> tuple[Any, ...]:
     return (input, *sparse.compress(weight), torch.rand(8), torch.randn(8), torch.float16)
 
 
+def int8_weight_arguments(*shape: int) -> tuple[Any, ...]:
+    """A floating input, a compressed int8 weight [8, 40] and its scale, and dynamic scales of the input."""
+    weight = pruned(8, 40).mul(20).to(torch.int8)
+    return torch.randn(*shape), *sparse.compress(weight), torch.rand(8), torch.tensor(0.0), torch.randn(8)
+
+
 OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nm_mask": lambda: (torch.randn(4, 10), 2, 4, 1),
     "prune_": lambda: (torch.randn(4, 10), 2, 4, 0),
@@ -52,6 +58,8 @@ OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "conv2d": conv_arguments,
     "scaled_linear": lambda: int8_arguments(3, 40),
     "scaled_conv2d": lambda: (*int8_arguments(2, 40, 4, 4), (1, 1)),
+    "int8_linear": lambda: (*int8_weight_arguments(3, 40), "gelu"),
+    "int8_conv2d": lambda: (*int8_weight_arguments(2, 40, 4, 4), (1, 1)),
     "quantize_per_token": lambda: (torch.randn(2, 3, 10),),
 }
 

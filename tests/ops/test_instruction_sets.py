@@ -19,6 +19,7 @@ import torch, sparse24
 from reference import assert_matches, conv2d_reference, linear_reference
 from sparse24 import ops
 from tests.ops.operands import compressed_conv, compressed_linear, sparse
+from tests.ops.test_int8 import SCALES, as_multiplied, int8_linear_operands, scale_of
 print(ops.cpu_isa())
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -34,6 +35,12 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
             output = sparse.conv2d(image, values, indices, bias, shape[2:], (1, 2), (1, 0), (1, 1), groups)
             expected = conv2d_reference(image, weight, bias, stride=(1, 2), padding=(1, 0), groups=groups)
             assert_matches(output, expected)
+for name in SCALES:
+    for tokens in (1, 3, 9, 130):
+        weight, values, indices, scale, bias = int8_linear_operands(40, 200, torch.float32)
+        x = torch.randn(tokens, 200)
+        output = sparse.int8_linear(x, values, indices, scale, scale_of(name), bias)
+        assert_matches(output, linear_reference(as_multiplied(x, scale_of(name), [-1]), weight, bias))
 weight = torch.randn(12, 40)
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     twin = weight.to(dtype, copy=True)
@@ -41,6 +48,9 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     assert torch.equal(sparse.prune_(twin, 2, 4, 1), twin != 0)
 assert torch.equal(sparse.transposable_mask(weight), ops.transposable_mask_torch(weight))
 """
+
+
+ISAS = ["scalar", "neon"] if "arm" in MACHINE else ["scalar", "avx2", "avx512", "avx512_vnni", "amx"]
 
 
 def run_with_isa(isa: str, code: str = PRODUCTS) -> subprocess.CompletedProcess[str]:
@@ -55,7 +65,7 @@ def run_with_isa(isa: str, code: str = PRODUCTS) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon"] if "arm" in MACHINE else ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_of_this_machine_agrees_with_the_oracle(isa: str) -> None:
     result = run_with_isa(isa)
     if re.search(r"does not run it|is not one of", result.stderr):

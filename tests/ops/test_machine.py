@@ -85,7 +85,7 @@ def test_amx_that_is_granted_has_no_problem() -> None:
 
 FIELDS = {
     "few_tokens": 2, "streams": 2, "prefetch_wide": 0, "prefetch_narrow": 2048, "vectors": 5, "tile_cols": 32,
-    "tile_prefetch": 4,
+    "tile_prefetch": 4, "packed_bytes": 1 << 16, "stream_bytes": 4096,
 }  # fmt: skip
 
 

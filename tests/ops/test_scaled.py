@@ -87,3 +87,12 @@ def test_quantize_per_token_refuses() -> None:
         torch.ops.sparse24.quantize_per_token(torch.tensor(1.0))
     with pytest.raises(TypeError, match=r"not torch.int8"):
         torch.ops.sparse24.quantize_per_token(torch.zeros(3, dtype=torch.int8))
+
+
+def test_an_input_is_divided_once_as_in_the_kernels() -> None:
+    """x * (127 / absmax), each rounded once; by a reciprocal times 127 this one would be 64."""
+    x = torch.zeros(1, 8)
+    x[0, 0], x[0, 1] = 1.4482421875, 2.8964843750
+    quantized, scale = torch.ops.sparse24.quantize_per_token(x)
+    assert quantized[0, :2].tolist() == [63, 127]
+    assert float(scale[0]) == float(torch.tensor(2.8964843750) / 127)

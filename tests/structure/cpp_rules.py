@@ -11,7 +11,7 @@ BACKENDS = ("cpu", "cusparselt", "cuda")
 ISA_FLAG = re.compile(r"-m(arch|cpu|tune|avx|amx|fma|f16c|sse|bmi|popcnt|vnni|fpu)")
 #: What the linker cannot take from the wrong file: types, and functions that compilers have built in.
 HARMLESS_STD = re.compile(
-    r"u?int\d+_t|size_t|byte|memcpy|memset|integer_sequence|make_integer_sequence|index_sequence"
+    r"u?int\d+_t|uintptr_t|size_t|align_val_t|byte|memcpy|memset|integer_sequence|make_integer_sequence|index_sequence"
 )
 
 

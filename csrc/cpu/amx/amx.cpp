@@ -19,7 +19,6 @@ namespace {
 #include "../lanes/avx512_vec-inl.h"
 #include "../lanes/epilogue-inl.h"
 #include "../lanes/weight-inl.h"
-
 #include "vectors-inl.h"
 
 static void widen(const void* from, DType dtype, std::int64_t count, float* to) {
@@ -38,24 +37,26 @@ const char* why_not() {
 
 }  // namespace
 
-const Kernels kernels = {"amx",
-                         why_not,
-                         [](const Mask24& args) { avx512::kernels.mask24_32(args); },
-                         [](const Mask24& args) { avx512::kernels.mask24_16(args); },
-                         [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
-                            int threads) { avx512::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads); },
-                         [](const Linear& args, const Tuning& tuning) { return avx512::kernels.linear(args, tuning); },
-                         [](const Conv2d& args, const Tuning& tuning) { return avx512::kernels.conv2d(args, tuning); },
-                         widen,
-                         [](const float* from, DType dtype, std::int64_t count, void* to) {
-                           avx512::kernels.narrow(from, dtype, count, to);
-                         },
-                         [](const float* x, std::int64_t count, float scale, std::int8_t* to) {
-                           return avx512::kernels.quantize(x, count, scale, to);
-                         },
-                         [](const Linear& args, const Tuning& tuning) { return avx512_vnni::kernels.linear_int8(args, tuning); },
-                         [](const Linear& args, const Tuning& tuning) { return avx512_vnni::kernels.linear_bf16(args, tuning); },
-                         linear_tiles,
-                         conv2d_tiles};
+const Kernels kernels = {
+    "amx",
+    why_not,
+    [](const Mask24& args) { avx512::kernels.mask24_32(args); },
+    [](const Mask24& args) { avx512::kernels.mask24_16(args); },
+    [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask, int threads) {
+      avx512::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads);
+    },
+    [](const Linear& args, const Tuning& tuning) { return avx512::kernels.linear(args, tuning); },
+    [](const Conv2d& args, const Tuning& tuning) { return avx512::kernels.conv2d(args, tuning); },
+    widen,
+    [](const float* from, DType dtype, std::int64_t count, void* to) {
+      avx512::kernels.narrow(from, dtype, count, to);
+    },
+    [](const float* x, std::int64_t count, float scale, std::int8_t* to) {
+      return avx512::kernels.quantize(x, count, scale, to);
+    },
+    [](const Linear& args, const Tuning& tuning) { return avx512_vnni::kernels.linear_int8(args, tuning); },
+    [](const Linear& args, const Tuning& tuning) { return avx512_vnni::kernels.linear_bf16(args, tuning); },
+    linear_tiles,
+    conv2d_tiles};
 
 }  // namespace sparse24::cpu::amx

@@ -37,7 +37,8 @@ struct PixelsOf final : Source<X> {
       for (std::int64_t at = 0; at < count;) {
         const std::int64_t tap = (k + at) / w.padded_channels, channel = (k + at) % w.padded_channels;
         const std::int64_t run = least(w.padded_channels - channel, count - at);
-        const std::int64_t live = tap < w.a.kernel_h * w.a.kernel_w ? copy(image, y, x_at, tap, channel, run, row + at) : 0;
+        const std::int64_t live =
+            tap < w.a.kernel_h * w.a.kernel_w ? copy(image, y, x_at, tap, channel, run, row + at) : 0;
         std::memset(row + at + live, 0, static_cast<std::size_t>(run - live) * sizeof(X));
         at += run;
       }
@@ -89,8 +90,8 @@ class Own {
  public:
   explicit Own(std::int64_t count)
       : data_(count == 0 ? nullptr
-                         : static_cast<X*>(::operator new(static_cast<std::size_t>(count) * sizeof(X),
-                                                          std::align_val_t{64}))) {}
+                         : static_cast<X*>(
+                               ::operator new(static_cast<std::size_t>(count) * sizeof(X), std::align_val_t{64}))) {}
   ~Own() { ::operator delete(data_, std::align_val_t{64}); }
   Own(const Own&) = delete;
   Own& operator=(const Own&) = delete;
@@ -106,32 +107,32 @@ static bool conv2d_tiles(const Conv2d& a, const Tuning& tuning) {
   const bool int8 = a.x_scale != nullptr, planes = a.format == MemoryFormat::kContiguous;
   const WideBias bias(a.bias, a.dtype, a.out_channels);
   const int threads = tile_threads(a.threads, w.pixels, a.weight);
-  return by_types(
-      a.weight.dtype, int8 ? DType::kInt8 : a.dtype, a.precision,
-      [&]<typename P, bool kApart, typename W, typename X>() {
-        const auto* x = static_cast<const X*>(a.x);
-        const Own<X> turned(planes ? a.batch * a.in_channels * a.height * a.width : 0);
-        if (planes) to_channels_last(a, threads, x, turned.data());
-        bool in_order = true;
-        for (std::int64_t g = 0; g < a.groups; ++g) {
-          const std::int64_t first = g * w.rows;
-          const Finish finish{a.weight.scale == nullptr ? nullptr : a.weight.scale + first, a.x_scale,
-                              bias.data() == nullptr ? nullptr : bias.data() + first, a.activation, int8};
-          const PixelsOf<X> source(w, planes ? turned.data() : x, g);
-          const auto product = [&](const Sink& sink) {
-            return run_tiles<P, kApart>(rows_of<W>(a.weight).from_row(first), w.rows, a.weight.padded, w.pixels, source,
-                                        sink, threads, tuning.packed_bytes);
-          };
-          const auto to_planes = [&]<typename Y>() {
-            return Planes<Y>(finish, static_cast<Y*>(a.y) + first * w.out_h * w.out_w, a.out_channels,
-                             w.out_h * w.out_w);
-          };
-          const auto to_rows = [&]<typename Y>() {
-            return TokenRows<Y>(finish, static_cast<Y*>(a.y) + first, a.out_channels, w.pixels, w.rows,
-                                tuning.stream_bytes);
-          };
-          in_order &= planes ? by_output(a.dtype, to_planes, product) : by_output(a.dtype, to_rows, product);
-        }
-        return in_order;
-      });
+  return by_types(a.weight.dtype, int8 ? DType::kInt8 : a.dtype, a.precision,
+                  [&]<typename P, bool kApart, typename W, typename X>() {
+                    const auto* x = static_cast<const X*>(a.x);
+                    const Own<X> turned(planes ? a.batch * a.in_channels * a.height * a.width : 0);
+                    if (planes) to_channels_last(a, threads, x, turned.data());
+                    bool in_order = true;
+                    for (std::int64_t g = 0; g < a.groups; ++g) {
+                      const std::int64_t first = g * w.rows;
+                      const Finish finish{a.weight.scale == nullptr ? nullptr : a.weight.scale + first, a.x_scale,
+                                          bias.data() == nullptr ? nullptr : bias.data() + first, a.activation, int8};
+                      const PixelsOf<X> source(w, planes ? turned.data() : x, g);
+                      const auto product = [&](const Sink& sink) {
+                        return run_tiles<P, kApart>(rows_of<W>(a.weight).from_row(first), w.rows, a.weight.padded,
+                                                    w.pixels, source, sink, threads, tuning.packed_bytes);
+                      };
+                      const auto to_planes = [&]<typename Y>() {
+                        return Planes<Y>(finish, static_cast<Y*>(a.y) + first * w.out_h * w.out_w, a.out_channels,
+                                         w.out_h * w.out_w);
+                      };
+                      const auto to_rows = [&]<typename Y>() {
+                        return TokenRows<Y>(finish, static_cast<Y*>(a.y) + first, a.out_channels, w.pixels, w.rows,
+                                            tuning.stream_bytes);
+                      };
+                      in_order &=
+                          planes ? by_output(a.dtype, to_planes, product) : by_output(a.dtype, to_rows, product);
+                    }
+                    return in_order;
+                  });
 }

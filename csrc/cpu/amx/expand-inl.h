@@ -75,7 +75,8 @@ template <typename P>
     store_words(to, expand_bytes(kept, word_at<std::uint64_t>(masks)));
   } else {
     std::uint16_t whole[16];
-    for (int i = 0; i < 16; ++i) whole[i] = static_cast<std::uint16_t>(float_to_bits(static_cast<float>(kept[i])) >> 16);
+    for (int i = 0; i < 16; ++i)
+      whole[i] = static_cast<std::uint16_t>(float_to_bits(static_cast<float>(kept[i])) >> 16);
     store_words(to, expand_halves(whole, word_at<std::uint32_t>(masks)));
   }
 }

@@ -90,8 +90,8 @@ static bool linear_tiles(const Linear& a, const Tuning& tuning) {
   return by_output(a.dtype, make, [&](const Sink& sink) {
     return by_types(a.weight.dtype, int8 ? DType::kInt8 : a.dtype, a.precision,
                     [&]<typename P, bool kApart, typename W, typename X>() {
-                      return run_tiles<P, kApart>(rows_of<W>(a.weight), a.m, a.weight.padded, a.n, TokensOf<X>(a),
-                                                  sink, threads, tuning.packed_bytes);
+                      return run_tiles<P, kApart>(rows_of<W>(a.weight), a.m, a.weight.padded, a.n, TokensOf<X>(a), sink,
+                                                  threads, tuning.packed_bytes);
                     });
   });
 }

@@ -59,7 +59,8 @@ struct TokenRows final : Sink {
         const float* tile = sums + half * 512 + t / 16 * 256;
         for (int i = 0; i < 16; ++i) columns[i] = load_words(tile + 16 * i);
         transpose16(columns);
-        for (int i = 0; i < 16; ++i) store_words(lanes[i] + 16 * half, as_bits<Words>(to_floats(columns[i], finish.int8)));
+        for (int i = 0; i < 16; ++i)
+          store_words(lanes[i] + 16 * half, as_bits<Words>(to_floats(columns[i], finish.int8)));
       }
       for (std::int64_t i = 0; i < least(tokens - t, 16); ++i) {
         alignas(64) Y line[kStrip];

@@ -28,7 +28,7 @@ struct Sink {
   ~Sink() = default;
 };
 
-constexpr std::int64_t kStrip = 32;                   // output rows, and tokens, of two by two tiles
+constexpr std::int64_t kStrip = 32;  // output rows, and tokens, of two by two tiles
 constexpr std::int64_t kStripFloats = kStrip * kStrip;
 
 static inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -114,7 +114,8 @@ static bool run_tiles(const Rows<W>& weight, std::int64_t m, std::int64_t padded
             const std::int64_t count = least(cols - at, Plan::kCols), steps = (count + P::kStep - 1) / P::kStep;
             const bool last = k + at + count == padded;
             const bool follows = at + count < cols;  // in this strip; else at the head of the next one
-            const Rows<W> next = follows ? strip_rows.from_col(k + at + count) : weight.from_row(row + rows).from_col(k);
+            const Rows<W> next =
+                follows ? strip_rows.from_col(k + at + count) : weight.from_row(row + rows).from_col(k);
             const std::int64_t next_rows = follows ? rows : least(m - row - rows, kStrip);
             const std::int64_t next_cols = least(follows ? cols - at - count : cols, Plan::kCols);
             // While a block is multiplied the next one is fetched: at once for few tokens, for more a part with
@@ -128,7 +129,8 @@ static bool run_tiles(const Rows<W>& weight, std::int64_t m, std::int64_t padded
               }
               const std::int64_t token = pair * kStrip, some = least(tokens - token, kStrip);
               float* pair_sums = sums + pair * kStripFloats;
-              multiply_tokens<P>(tiles, rows, packed + token / 16 * token_bytes + at / P::kStep * P::kInput * kTileBytes,
+              multiply_tokens<P>(tiles, rows,
+                                 packed + token / 16 * token_bytes + at / P::kStep * P::kInput * kTileBytes,
                                  token_bytes, some, steps, pair_sums, k + at == 0);
               if (last) sink.write(row, rows, t + token, some, pair_sums);
             }

@@ -71,7 +71,8 @@ template <typename P, bool kTwoRows, bool kTwoColumns, int x, int kLoaded>
   // The loaded part first, then the others from the last one down.
   constexpr int kFirst = kLoaded >= 0 && kLoaded <= kLast ? kLoaded : kLast;
   multiply_part<P, kTwoRows, kTwoColumns, x, kFirst, kLoaded>(weights);
-  constexpr int kSecond = kFirst == kLast ? kLast - 1 : kLast, kThird = kSecond - 1 == kFirst ? kSecond - 2 : kSecond - 1;
+  constexpr int kSecond = kFirst == kLast ? kLast - 1 : kLast,
+                kThird = kSecond - 1 == kFirst ? kSecond - 2 : kSecond - 1;
   constexpr bool kHasSecond = kLast >= 1, kHasThird = kLast >= 2;
   if constexpr (kHasSecond) multiply_part<P, kTwoRows, kTwoColumns, x, kSecond, kFirst>(weights);
   if constexpr (kHasThird) multiply_part<P, kTwoRows, kTwoColumns, x, kThird, kSecond>(weights);

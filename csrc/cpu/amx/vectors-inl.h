@@ -38,9 +38,9 @@ template <typename To, typename From>
 
 // The high 16 bits of 32 lanes, in order: `low` holds the first 16.
 [[gnu::always_inline]] static inline Words high_halves(Words low, Words high) {
-  return as_bits<Words>(__builtin_shufflevector(as_bits<Halves>(low), as_bits<Halves>(high), 1, 3, 5, 7, 9, 11, 13, 15, 17,
-                                               19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53,
-                                               55, 57, 59, 61, 63));
+  return as_bits<Words>(__builtin_shufflevector(as_bits<Halves>(low), as_bits<Halves>(high), 1, 3, 5, 7, 9, 11, 13, 15,
+                                                17, 19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43, 45, 47, 49, 51,
+                                                53, 55, 57, 59, 61, 63));
 }
 
 // To nearest even, as bf16 in the high 16 bits of a lane; NaN stays NaN.
@@ -64,7 +64,8 @@ template <int kParts>
   Words s[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {  // pairs of rows: lanes 0 1 of each part, and 2 3
-    s[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    s[2 * i] =
+        __builtin_shufflevector(r[2 * i], r[2 * i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
     s[2 * i + 1] =
         __builtin_shufflevector(r[2 * i], r[2 * i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
   }

@@ -236,7 +236,8 @@ const char* why_not() { return machine().features.avx2 ? "" : "the CPU has no AV
 
 }  // namespace
 
-const Kernels kernels = {"avx2", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         linear, conv2d,  widen,           narrow, quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
+const Kernels kernels = {"avx2",  why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     linear,
+                         conv2d,  widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,
+                         nullptr, nullptr};
 
 }  // namespace sparse24::cpu::avx2

@@ -44,6 +44,10 @@ const Kernels kernels = {"avx512",
                          conv2d,
                          widen,
                          narrow,
-                         quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
+                         quantize,
+                         linear_pairs<BytePairs>,
+                         nullptr,
+                         nullptr,
+                         nullptr};
 
 }  // namespace sparse24::cpu::avx512

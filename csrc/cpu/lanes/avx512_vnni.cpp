@@ -13,7 +13,6 @@ namespace sparse24::cpu::avx512_vnni {
 namespace {
 
 #include "avx512_vec-inl.h"
-
 #include "pairs-inl.h"
 
 struct BytePairs {
@@ -50,26 +49,26 @@ const char* why_not() {
 
 }  // namespace
 
-const Kernels kernels = {"avx512_vnni",
-                         why_not,
-                         [](const Mask24& args) { avx512::kernels.mask24_32(args); },
-                         [](const Mask24& args) { avx512::kernels.mask24_16(args); },
-                         [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
-                            int threads) { avx512::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads); },
-                         [](const Linear& args, const Tuning& tuning) { return avx512::kernels.linear(args, tuning); },
-                         [](const Conv2d& args, const Tuning& tuning) { return avx512::kernels.conv2d(args, tuning); },
-                         [](const void* from, DType dtype, std::int64_t count, float* to) {
-                           avx512::kernels.widen(from, dtype, count, to);
-                         },
-                         [](const float* from, DType dtype, std::int64_t count, void* to) {
-                           avx512::kernels.narrow(from, dtype, count, to);
-                         },
-                         [](const float* x, std::int64_t count, float scale, std::int8_t* to) {
-                           return avx512::kernels.quantize(x, count, scale, to);
-                         },
-                         linear_pairs<BytePairs>,
-                         linear_pairs<HalfPairs>,
-                         nullptr,
-                         nullptr};
+const Kernels kernels = {
+    "avx512_vnni",
+    why_not,
+    [](const Mask24& args) { avx512::kernels.mask24_32(args); },
+    [](const Mask24& args) { avx512::kernels.mask24_16(args); },
+    [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask, int threads) {
+      avx512::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads);
+    },
+    [](const Linear& args, const Tuning& tuning) { return avx512::kernels.linear(args, tuning); },
+    [](const Conv2d& args, const Tuning& tuning) { return avx512::kernels.conv2d(args, tuning); },
+    [](const void* from, DType dtype, std::int64_t count, float* to) { avx512::kernels.widen(from, dtype, count, to); },
+    [](const float* from, DType dtype, std::int64_t count, void* to) {
+      avx512::kernels.narrow(from, dtype, count, to);
+    },
+    [](const float* x, std::int64_t count, float scale, std::int8_t* to) {
+      return avx512::kernels.quantize(x, count, scale, to);
+    },
+    linear_pairs<BytePairs>,
+    linear_pairs<HalfPairs>,
+    nullptr,
+    nullptr};
 
 }  // namespace sparse24::cpu::avx512_vnni

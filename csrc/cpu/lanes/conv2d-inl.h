@@ -265,8 +265,8 @@ static bool conv2d_as(const Conv2d& a, const Tuning& tuning) {
                          a.pad_w == 0 && a.groups == 1;
   if (a.format == MemoryFormat::kContiguous) return conv_groups<W, PixelRuns>(s, tuning);
   if (!pointwise) return conv_groups<W, ChannelRows>(s, tuning);
-  Linear linear{a.weight, DType::kFloat32, a.x, a.bias, a.y, s.pixels, s.rows, s.channels, s.channels, a.activation,
-                a.threads};
+  Linear linear{a.weight, DType::kFloat32, a.x,        a.bias,       a.y,      s.pixels,
+                s.rows,   s.channels,      s.channels, a.activation, a.threads};
   linear.x_scale = a.x_scale;
   return linear_as<W>(linear, tuning);
 }

@@ -123,8 +123,9 @@ static RowsRun pick_rows_run(std::int64_t vectors) {
 }
 
 // The same for weights of any type: those of 16 bits are widened a few rows at a time, into L1.
-[[maybe_unused]] static void weight_times_tile(RowsRun run, const Rows<float>& rows, std::int64_t count, std::int64_t quads,
-                              const float* tile, std::int64_t, float* sums, bool first, std::int64_t ahead) {
+[[maybe_unused]] static void weight_times_tile(RowsRun run, const Rows<float>& rows, std::int64_t count,
+                                               std::int64_t quads, const float* tile, std::int64_t, float* sums,
+                                               bool first, std::int64_t ahead) {
   run(rows, count, quads, tile, sums, first, ahead);
 }
 

@@ -224,7 +224,8 @@ const char* why_not() { return ""; }
 
 }  // namespace
 
-const Kernels kernels = {"neon", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         linear, conv2d,  widen,           narrow, quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
+const Kernels kernels = {"neon",  why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     linear,
+                         conv2d,  widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,
+                         nullptr, nullptr};
 
 }  // namespace sparse24::cpu::neon

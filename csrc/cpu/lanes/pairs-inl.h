@@ -38,7 +38,8 @@ static void pack_pairs(const std::int8_t* const* x, std::int64_t lanes, std::int
       if (count >= 4) {
         std::memcpy(&bytes, x[i] + col, 4);
       } else {
-        for (std::int64_t c = 0; c < count; ++c) bytes |= std::uint32_t{static_cast<std::uint8_t>(x[i][col + c])} << (8 * c);
+        for (std::int64_t c = 0; c < count; ++c)
+          bytes |= std::uint32_t{static_cast<std::uint8_t>(x[i][col + c])} << (8 * c);
       }
       four[i] = bytes;
     }
@@ -53,7 +54,7 @@ static void pack_pairs(const std::int8_t* const* x, std::int64_t lanes, std::int
 }
 
 [[maybe_unused]] static void pack_pairs(const BFloat16* const* x, std::int64_t lanes, std::int64_t k, std::int64_t live,
-                       std::int64_t groups, std::uint32_t* tile) {
+                                        std::int64_t groups, std::uint32_t* tile) {
   std::uint32_t column[4][kMaxPairVectors * kLanes];
   for (std::int64_t g = 0; g < groups; ++g) {
     for (std::int64_t c = 0; c < 4; ++c) {
@@ -114,11 +115,12 @@ template <typename D, int V>
 }
 
 template <typename D>
-using PairsRun = void (*)(Rows<typename D::Kept>, std::int64_t, std::int64_t, const std::uint32_t*, float*, bool, std::int64_t);
+using PairsRun = void (*)(Rows<typename D::Kept>, std::int64_t, std::int64_t, const std::uint32_t*, float*, bool,
+                          std::int64_t);
 
 template <typename D, int V>
-static void pairs_run(Rows<typename D::Kept> rows, std::int64_t count, std::int64_t groups, const std::uint32_t* tile, float* sums,
-                      bool first, std::int64_t ahead) {
+static void pairs_run(Rows<typename D::Kept> rows, std::int64_t count, std::int64_t groups, const std::uint32_t* tile,
+                      float* sums, bool first, std::int64_t ahead) {
   alignas(64) std::uint32_t wide[kBlockCols / 4] = {};
   for (std::int64_t row = 0; row < count; ++row, rows = rows.from_row(1), sums += V * kLanes) {
     if (ahead != 0) prefetch_rows(rows, ahead, 1);
@@ -134,7 +136,8 @@ static PairsRun<D> pick_pairs_of(std::int64_t vectors, std::integer_sequence<int
 
 // sums [rows][lanes] of `count` rows as float32, times a scale a row and a scale a lane. Null: none.
 template <typename D>
-static void finish_pairs(float* sums, std::int64_t lanes, std::int64_t count, const float* scale, const float* x_scale) {
+static void finish_pairs(float* sums, std::int64_t lanes, std::int64_t count, const float* scale,
+                         const float* x_scale) {
   for (std::int64_t row = 0; row < count; ++row) {
     const Vec of_row = broadcast(scale == nullptr ? 1 : scale[row]);
     for (std::int64_t i = 0; i < lanes; i += kLanes) {
@@ -152,7 +155,8 @@ static std::uint64_t pairs_part(const Linear& a, const TilePlan& plan, std::int6
                                 Range tile_range) {
   using W = typename D::Kept;
   const Rows<W> weight = rows_of<W>(a.weight);
-  auto* tile = reinterpret_cast<std::uint32_t*>(scratch(Scratch::kTile, plan.cols / 4 * kPairings * plan.most * kLanes));
+  auto* tile =
+      reinterpret_cast<std::uint32_t*>(scratch(Scratch::kTile, plan.cols / 4 * kPairings * plan.most * kLanes));
   float* sums = plan.sums();
   const W* x[kMaxPairVectors * kLanes];
   float *y[kMaxPairVectors * kLanes], x_scale[kMaxPairVectors * kLanes];
@@ -179,7 +183,7 @@ static std::uint64_t pairs_part(const Linear& a, const TilePlan& plan, std::int6
         run(weight.from_row(top).from_col(k), rows, groups, tile, sums, k == 0, ahead);
       }
       finish_pairs<D>(sums, lanes, rows, a.weight.scale == nullptr ? nullptr : a.weight.scale + top,
-                   a.x_scale == nullptr ? nullptr : x_scale);
+                      a.x_scale == nullptr ? nullptr : x_scale);
       for (std::int64_t i = 0; i < tokens; ++i) y[i] = static_cast<float*>(a.y) + (token + i) * a.m + top;
       write_transposed(sums, lanes, rows, tokens, bias == nullptr ? nullptr : bias + top, a.activation, y);
     }

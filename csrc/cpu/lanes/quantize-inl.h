@@ -9,10 +9,12 @@ static float quantize(const float* x, std::int64_t count, float scale, std::int8
     const std::uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
-  const bool finite = largest < 0x7f800000u;
-  if (!(scale > 0)) scale = bits_to_float(largest) / 127.0f;
-  const float inverse = 1.0f / scale;
-  if (!finite || !(inverse < bits_to_float(0x7f800000u))) {  // not finite, all zeros, or below what can be inverted
+  const bool finite = largest < 0x7f800000u, given = scale > 0;
+  const float absmax = bits_to_float(largest);
+  const float inverse = given ? 1.0f / scale : 127.0f / absmax;  // as on a GPU (cuda/quantize.cuh)
+  if (!given) scale = absmax / 127.0f;
+  // Not finite, all zeros, or below 127 * 2^-126, whose inverse is no normal number.
+  if (!finite || !(inverse < bits_to_float(0x7f800000u)) || (!given && absmax < bits_to_float(0x03fe0000u))) {
     for (std::int64_t i = 0; i < count; ++i) to[i] = 0;
     return finite ? 0.0f : bits_to_float(0x7fc00000u);
   }

@@ -217,8 +217,12 @@ struct BytePairs {
   static void store(float* p, const Sums& v) { std::memcpy(p, &v, sizeof v); }
   static std::uint32_t splat(std::uint32_t pair) { return pair; }
   static Sums dot(std::uint32_t weight, const std::uint32_t* x, Sums sums) {
-    const auto low = [](std::uint32_t pair) { return static_cast<std::int32_t>(static_cast<std::int16_t>(pair & 0xffff)); };
-    const auto high = [](std::uint32_t pair) { return static_cast<std::int32_t>(static_cast<std::int16_t>(pair >> 16)); };
+    const auto low = [](std::uint32_t pair) {
+      return static_cast<std::int32_t>(static_cast<std::int16_t>(pair & 0xffff));
+    };
+    const auto high = [](std::uint32_t pair) {
+      return static_cast<std::int32_t>(static_cast<std::int16_t>(pair >> 16));
+    };
     for (int i = 0; i < kLanes; ++i) sums.lane[i] += low(weight) * low(x[i]) + high(weight) * high(x[i]);
     return sums;
   }
@@ -235,7 +239,8 @@ const char* why_not() { return ""; }
 
 }  // namespace
 
-const Kernels kernels = {"scalar", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,
-                         linear,   conv2d,  widen,           narrow, quantize, linear_pairs<BytePairs>, nullptr, nullptr, nullptr};
+const Kernels kernels = {"scalar", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     linear,
+                         conv2d,   widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,
+                         nullptr,  nullptr};
 
 }  // namespace sparse24::cpu::scalar

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight
-from . import on_device
+from . import int8, on_device
 from .forms import Form
 from .weight import CompressedWeight
 
@@ -49,6 +49,8 @@ class CompressedModule(nn.Module):
     _version = FORMAT
     #: What ``keep_dense`` was told.
     _keeps_dense = False
+    #: Of the dense weight, where it is stored as int8.
+    _float_dtype = torch.float32
 
     def __init__(
         self,
@@ -63,7 +65,8 @@ class CompressedModule(nn.Module):
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
-            raise TypeError(f"{type(self).__name__} computes in {ops.names_of(DTYPES)}, not {dtype}")
+            how = ": to_int8() makes its storage int8" if dtype == torch.int8 else ""
+            raise TypeError(f"{type(self).__name__} computes in {ops.names_of(DTYPES)}, not {dtype}{how}")
         if activation not in ops.ACTIVATIONS:
             raise ValueError(f"activation {activation!r} is not one of {ops.ACTIVATIONS}")
         self.activation = activation
@@ -76,6 +79,45 @@ class CompressedModule(nn.Module):
             "bias", None if bias_or_none is None else nn.Parameter(bias_or_none, requires_grad=False)
         )
         self.reset_parameters()
+
+    def to_int8(self, activations: str | None = None, input_scale: float | None = None) -> Self:
+        """Store the weight as int8, in place: ``values`` int8 and a buffer ``weight_scale`` [out], float32.
+
+        A weight is rounded to the nearest multiple of its output channel's scale, the channel's largest
+        magnitude over 127; zeros stay exact. Inputs, bias and outputs keep their dtype, whichever it is.
+
+        Args:
+            activations: ``None``: the weight alone is int8. "dynamic": the input becomes int8 too, with a
+                scale of its own for every token (every image of a convolution), and sums are int32.
+                "static": the same with one scale, ``input_scale``; what is beyond 127 of it saturates.
+            input_scale: of "static", positive. It is kept in the buffer ``input_scale`` [], and 0 there
+                stands for "dynamic".
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: another ``activations``; an ``input_scale`` that is missing, superfluous, or not
+                positive and finite; a weight that is not finite; a layer that is int8 already. Nothing
+                has changed then.
+        """
+        number = int8.input_scale_of(activations, input_scale)
+        if int8.is_int8(self):
+            raise ValueError("the weight is int8 already: to_dense() and from_dense() make it floating again")
+        values, scale = int8.quantize_rows(self.values)
+        float_dtype, device = self.values.dtype, values.device
+        int8.store(self, values, scale, None if number is None else torch.tensor(number, device=device))
+        self._float_dtype = float_dtype
+        return self
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the weight is stored as int8."""
+        return int8.is_int8(self)
+
+    def _dtype(self) -> torch.dtype:
+        """Of the dense weight."""
+        return self._float_dtype if int8.is_int8(self) else self.values.dtype
 
     def reset_parameters(self) -> None:
         """Make the weight and the bias zero: a legal 2:4 weight to load a state_dict into."""
@@ -96,14 +138,22 @@ class CompressedModule(nn.Module):
 
         Its shape, dtype and device cost nothing; ``F.linear``, ``F.conv2d``, ``matmul`` and ``addmm`` with it
         run sparse; anything else sees the dense values. What is written to it is in the layer if it is 2:4,
-        and raises ValueError if not. While torch compiles or exports it is a dense copy.
+        and raises ValueError if not; what is stored as int8 is only read. While torch compiles or exports it
+        is a dense copy.
         """
         if torch.compiler.is_compiling():
+            if int8.is_int8(self):
+                return int8.dequantized(self, self._float_dtype)
             matrix: Tensor = torch.ops.sparse24.decompress(self.values, self.indices)
             return self._form.to_weight(matrix)
         return self._view()
 
     def _view(self) -> CompressedWeight:
+        if int8.is_int8(self):
+            scale, _ = int8.scales_of(self)
+            return CompressedWeight(
+                self.values, self.indices, self._form, scale=scale, dtype=self._float_dtype
+            )
         return CompressedWeight(self.values, self.indices, self._form)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -139,7 +189,10 @@ class CompressedModule(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompressedModule:
+        kept = int8.before_cast(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if kept is not None:
+            int8.after_cast(self, kept, fn)
         forms, values = self.__dict__.get("_forms"), self._parameters.get("values")
         if forms is not None and values is not None:
             forms.be_on(values.device)  # what is left on another device is freed
@@ -164,7 +217,8 @@ class CompressedModule(nn.Module):
             )
             return
         given = {key: state_dict.get(prefix + key) for key in ("values", "indices", "bias")}
-        problem = self._problem_with(**given)
+        scales = [state_dict.get(prefix + key) for key in ("weight_scale", "input_scale")]
+        problem = self._problem_with(**given) or int8.problem_with(self, given["values"], *scales)
         if given["values"] is None and prefix + "weight" in state_dict:
             problem = (
                 f"weight is dense, but this {type(self).__name__} is compressed: "
@@ -173,6 +227,7 @@ class CompressedModule(nn.Module):
         if problem is not None:
             error_msgs.append(f"{prefix}{problem}")
             return
+        state_dict = int8.fit(self, state_dict, prefix)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -200,7 +255,8 @@ class CompressedModule(nn.Module):
                 f"row {where[0]}, group {where[1]}"
             )
         columns = ops.kept_columns(indices)
-        beyond = (self._padding_columns().to(columns.device)[columns] & (values != 0)).nonzero()
+        kept = values.float() != 0 if values.dtype in int8.FLOAT8 else values != 0
+        beyond = (self._padding_columns().to(columns.device)[columns] & kept).nonzero()
         if len(beyond):
             row, slot = (int(i) for i in beyond[0])
             return f"values holds a non-zero in row {row}, column {int(columns[row, slot])}, which is padding"
@@ -213,6 +269,7 @@ class CompressedModule(nn.Module):
         dtype = on_device.Glance(self).like[0].dtype
         if dtype != torch.float32:
             parts.append(f", dtype={dtype}")
+        parts.append(int8.remark_of(self))
         return "".join(parts)
 
     def _refuse_activation(self, dense: str) -> None:

@@ -13,7 +13,7 @@ from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.products import Window, conv2d_by
 from ..ops.cuda.weights import Weight
-from . import grad
+from . import grad, int8
 from .compressed import CompressedModule, wants_grad
 from .forms import Conv2dForm, compress_weight
 
@@ -108,6 +108,8 @@ class SparseConv2d(CompressedModule):
         return self._product(input)
 
     def _product(self, input: Tensor) -> Tensor:
+        if int8.is_int8(self):
+            return int8.conv2d(self, input)
         if input.is_cuda:
             by_own_forms = self._on_device(input)
             if by_own_forms is not None:

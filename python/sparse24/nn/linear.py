@@ -9,7 +9,7 @@ from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.products import linear_by
 from ..ops.cuda.weights import Weight
-from . import grad
+from . import grad, int8
 from .compressed import CompressedModule, wants_grad
 from .forms import LinearForm, compress_weight
 
@@ -60,6 +60,8 @@ class SparseLinear(CompressedModule):
         """What the short way does not take: gradients, other devices, listeners, and wrong inputs."""
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
+        if int8.is_int8(self):
+            return int8.linear(self, input)
         if input.is_cuda:
             by_own_forms = self._on_device(input)
             if by_own_forms is not None:

@@ -4,6 +4,8 @@ Its shape, dtype and device are the dense weight's, and reading them costs nothi
 ``F.linear``, ``F.conv2d``, ``matmul``, ``mm`` or ``addmm`` with it run sparse; every other operator sees the
 dense values, decompressed for it. A write, through the tensor itself or through a view of it, goes back
 into the layer if the result is still 2:4, and is refused by name if it is not: none is lost.
+
+A little over 300 lines: one subclass of Tensor, and what its operators need.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from .. import ops
 from .forms import Form, NotSparse24Error, compress_weight
 
 _aten = torch.ops.aten
@@ -42,6 +45,7 @@ class CompressedWeight(Tensor):
     _kept_indices: Tensor
     _form: Form
     _views: tuple[_View, ...]  # from the whole weight to this tensor
+    _scale: Tensor | None  # of int8 values, one a row: such a weight is only read
 
     #: Functions of torch, and the operators that they become inside, that run sparse (weight_products.py).
     products: ClassVar[dict[Any, Callable[..., Any]]] = {}
@@ -55,20 +59,26 @@ class CompressedWeight(Tensor):
         form: Form,
         views: tuple[_View, ...] = (),
         like: Tensor | None = None,
+        scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> CompressedWeight:
         made: CompressedWeight = Tensor._make_wrapper_subclass(
             cls,
             form.shape if like is None else like.shape,
             strides=None if like is None else like.stride(),
-            dtype=values.dtype,
+            dtype=values.dtype if dtype is None else dtype,
             device=values.device,
         )
         made._kept_values, made._kept_indices, made._form, made._views = values, indices, form, views
+        made._scale = scale
         return made
 
     def dense(self) -> Tensor:
         """The dense numbers, in a tensor of their own."""
-        matrix = torch.ops.sparse24.decompress(self._kept_values.detach(), self._kept_indices)
+        if self._scale is None:
+            matrix = torch.ops.sparse24.decompress(self._kept_values.detach(), self._kept_indices)
+        else:
+            matrix = ops.dequantized(self._kept_values, self._kept_indices, self._scale, self.dtype)
         tensor = self._form.to_weight(matrix).contiguous()
         for view in self._views:
             tensor = view.of(tensor)
@@ -78,6 +88,11 @@ class CompressedWeight(Tensor):
 
     def _compressed(self, whole: Tensor) -> tuple[Tensor, Tensor]:
         """values and indices of the whole weight after a write; nothing is stored yet."""
+        if self._scale is not None:
+            raise ValueError(
+                f"the weight {tuple(self._form.shape)} is stored as int8 and is only read, so this write was "
+                "not done: call sparse24.to_dense(model), or to_dense() on the layer, before such a change"
+            )
         try:
             return compress_weight(whole, self._form, self._kept_values.dtype)
         except NotSparse24Error as error:
@@ -206,7 +221,9 @@ class CompressedWeight(Tensor):
 
 
 def _again(weight: CompressedWeight, views: tuple[_View, ...], like: Tensor | None) -> CompressedWeight:
-    return CompressedWeight(weight._kept_values, weight._kept_indices, weight._form, views, like)
+    return CompressedWeight(
+        weight._kept_values, weight._kept_indices, weight._form, views, like, weight._scale, weight.dtype
+    )
 
 
 def _meta(tensor: Tensor) -> Tensor:

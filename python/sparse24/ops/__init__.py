@@ -10,6 +10,7 @@ from __future__ import annotations
 from .. import _C
 from .conv2d import Window, conv2d, conv2d_torch, geometry_of
 from .cuda import operators as operators  # registers
+from .int8 import check_scales, dequantized, int8_conv2d, int8_linear
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
@@ -29,13 +30,17 @@ __all__ = [
     "apply_mask_bits_",
     "call_conv2d",
     "call_linear",
+    "check_scales",
     "conv2d",
     "conv2d_torch",
     "conv_matrix_to_weight",
     "conv_weight_to_matrix",
     "cpu_isa",
+    "dequantized",
     "first_crowded",
     "geometry_of",
+    "int8_conv2d",
+    "int8_linear",
     "kept_columns",
     "linear",
     "linear_torch",

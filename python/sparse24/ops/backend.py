@@ -14,7 +14,8 @@ from .registry import Error, cpu_isa
 def backend(device: torch.device | str = "cpu") -> str:
     """What runs the products of the sparse layers on ``device``.
 
-    On a CPU "avx512", "avx2", "neon" or "scalar", on a GPU "cusparselt 0.8.1" or another version.
+    On a CPU "amx", "avx512_vnni", "avx512", "avx2", "neon" or "scalar", on a GPU "cusparselt 0.8.1" or
+    another version.
 
     Raises:
         Error: ``device`` cannot run sparse products; its tensors take the dense path through torch. The text

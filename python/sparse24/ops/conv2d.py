@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.library import register_fake
 
 from .. import _C
-from . import machine
+from . import machine, precision
 from .layout import conv_matrix_to_weight
-from .product import activate, check_product, weight_arguments
+from .product import Mode, WeightArguments, activate, check_product, weight_arguments
 from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
 
 #: kernel_size, stride, padding and dilation, two numbers each, and groups.
@@ -103,19 +103,33 @@ def _conv2d_cpu(
     groups: int = 1, activation: str = "none",
 ) -> Tensor:  # fmt: skip
     check_conv2d(input, values, indices, bias, kernel_size, stride, padding, dilation, groups, activation)
+    window = (*kernel_size, *stride, *padding, *dilation, groups)
+    mode = (precision.for_product("conv", input.dtype), 0, 0.0)
+    return run_conv2d(input, weight_arguments(values, indices), bias, window, activation, mode)
+
+
+def run_conv2d(
+    input: Tensor,
+    weight: tuple[WeightArguments, tuple[Tensor, ...]],
+    bias: Tensor | None,
+    window: Sequence[int],
+    activation: str,
+    mode: Mode,
+) -> Tensor:
+    """The convolution of checked operands on the CPU."""
     channels_last = is_channels_last(input)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = input.contiguous(memory_format=layout)
     machine.load()
-    weight, operands = weight_arguments(values, indices)
+    arguments, operands = weight
     bias = None if bias is None else bias.contiguous()
-    out_size = conv_out_size(input, kernel_size, stride, padding, dilation)
-    shape = (input.shape[0], values.shape[0], *out_size)
+    out_size = conv_out_size(input, window[:2], window[2:4], window[4:6], window[6:8])
+    shape = (input.shape[0], arguments[3], *out_size)
     output = torch.empty(shape, dtype=input.dtype, memory_format=layout)
     _C.conv2d(
-        weight, DTYPES[input.dtype], x.data_ptr(), 0 if bias is None else bias.data_ptr(), output.data_ptr(),
-        tuple(x.shape), (*kernel_size, *stride, *padding, *dilation, groups), channels_last,
-        ACTIVATION_CODES[activation], torch.get_num_threads(),
+        arguments, DTYPES[input.dtype], x.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        output.data_ptr(), tuple(x.shape), window, channels_last, ACTIVATION_CODES[activation],
+        torch.get_num_threads(), mode,
     )  # fmt: skip
     del operands
     return output

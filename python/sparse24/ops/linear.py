@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.library import register_fake
 
 from .. import _C
-from . import machine
-from .product import activate, check_product, weight_arguments
+from . import machine, precision
+from .product import Mode, WeightArguments, activate, check_product, weight_arguments
 from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
 
 library.define(
@@ -46,21 +46,34 @@ def _linear_cpu(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
     check_linear(input, values, indices, bias, activation)
-    *lead, cols = input.shape
-    if cols == 0:
+    if input.shape[-1] == 0:
         return linear_torch(input, values, indices, bias, activation)
+    mode = (precision.for_product("matmul", input.dtype), 0, 0.0)
+    return run_linear(input, weight_arguments(values, indices), bias, activation, mode)
+
+
+def run_linear(
+    input: Tensor,
+    weight: tuple[WeightArguments, tuple[Tensor, ...]],
+    bias: Tensor | None,
+    activation: str,
+    mode: Mode,
+) -> Tensor:
+    """The product of checked operands on the CPU, K being at least 1."""
+    *lead, cols = input.shape
     x, stride = input, cols
     if input.dim() == 2 and input.stride(1) == 1 and input.stride(0) >= 0:
         stride = input.stride(0)
     else:
         x = input.contiguous()
     machine.load()
-    weight, operands = weight_arguments(values, indices)
+    arguments, operands = weight
     bias = None if bias is None else bias.contiguous()
-    output = input.new_empty(*lead, values.shape[0])
+    output = input.new_empty(*lead, arguments[3])
     _C.linear(
-        weight, DTYPES[input.dtype], x.data_ptr(), 0 if bias is None else bias.data_ptr(), output.data_ptr(),
-        x.numel() // cols, cols, stride, ACTIVATION_CODES[activation], torch.get_num_threads(),
+        arguments, DTYPES[input.dtype], x.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        output.data_ptr(), x.numel() // cols, cols, stride, ACTIVATION_CODES[activation],
+        torch.get_num_threads(), mode,
     )  # fmt: skip
     del operands
     return output

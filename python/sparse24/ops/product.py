@@ -9,7 +9,7 @@ from torch import Tensor
 from .layout import check_compressed
 from .registry import ACTIVATIONS, DTYPES, names_of
 
-_COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_product(
@@ -26,8 +26,8 @@ def check_product(
         ),
     )
     torch._check_type(
-        values.dtype in _COMPUTE_DTYPES,
-        lambda: f"products need values of {names_of(_COMPUTE_DTYPES)}, not {values.dtype}",
+        values.dtype in COMPUTE_DTYPES,
+        lambda: f"products need values of {names_of(COMPUTE_DTYPES)}, not {values.dtype}",
     )
     torch._check_value(
         values.dim() == 2 and indices.dim() == 2,
@@ -43,13 +43,21 @@ def check_product(
     )
 
 
+#: (values, indices, dtype, rows, padded, scale) as the extension takes a weight.
+WeightArguments = tuple[int, int, int, int, int, int]
+#: (precision, quantize, input_scale), which say how; see csrc/sparse24.h.
+Mode = tuple[int, int, float]
+
+
 def weight_arguments(
-    values: Tensor, indices: Tensor
-) -> tuple[tuple[int, int, int, int, int], tuple[Tensor, Tensor]]:
+    values: Tensor, indices: Tensor, scale: Tensor | None = None
+) -> tuple[WeightArguments, tuple[Tensor, ...]]:
     """A checked weight as the extension takes it, and the tensors that must live while it does."""
-    operands = values.contiguous(), indices.contiguous()
-    addresses = operands[0].data_ptr(), operands[1].data_ptr()
-    return (*addresses, DTYPES[values.dtype], values.shape[0], 2 * values.shape[1]), operands
+    operands = (values.contiguous(), indices.contiguous(), *(() if scale is None else (scale.contiguous(),)))
+    addresses = [each.data_ptr() for each in operands]
+    of_scale = 0 if scale is None else addresses[2]
+    shape = values.shape[0], 2 * values.shape[1]
+    return (addresses[0], addresses[1], DTYPES[values.dtype], *shape, of_scale), operands
 
 
 def activate(output: Tensor, activation: str) -> Tensor:

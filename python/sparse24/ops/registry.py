@@ -57,5 +57,5 @@ def under_autocast(operator: Callable[..., Tensor], device: str) -> Callable[...
 
 
 def cpu_isa() -> str:
-    """The instruction set of the CPU kernels: "avx512", "avx2", "neon" or "scalar"."""
+    """The instruction set of the CPU kernels: "amx", "avx512_vnni", "avx512", "avx2", "neon" or "scalar"."""
     return _C.cpu_isa()

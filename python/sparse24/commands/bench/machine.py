@@ -9,7 +9,14 @@ from pathlib import Path
 from ...timing import Machine
 
 #: Instruction sets as papers write them.
-ISA = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX", "neon": "NEON", "scalar": "plain C++"}
+ISA = {
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx": "AMX",
+    "neon": "NEON",
+    "scalar": "plain C++",
+}
 
 #: (vendor, family): the models from each number on, as the kernels of Linux and LLVM tell them apart.
 MICROARCHITECTURES = {

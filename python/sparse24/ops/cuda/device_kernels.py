@@ -104,7 +104,8 @@ def quantize_per_token(x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     finite = absmax.isfinite()
     tiny = absmax < 127 * torch.finfo(torch.float32).tiny
     zeros = (tiny | ~finite).unsqueeze(1)
-    scaled = rows * (127 / absmax).unsqueeze(1)
+    # As a division of tensors: 127 / absmax would be a reciprocal, times 127, which is rounded twice.
+    scaled = rows * (torch.full_like(absmax, 127) / absmax).unsqueeze(1)
     out = scaled.masked_fill(zeros, 0).round().to(torch.int8)
     scale = (absmax / 127).masked_fill(tiny, 1).masked_fill(~finite, float("nan"))
     return out, scale

@@ -1,0 +1,201 @@
+// linear and conv2d: checks of int8, then the kernel that fits; 16 bits are widened to 32 and narrowed around it, and
+// what is to be multiplied as int8 is rounded before it.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "../error.h"
+#include "kernels.h"
+
+namespace sparse24 {
+namespace {
+
+// float32 in place of x, bias or y of 16 bits. Small ones use memory that the thread keeps, others their own.
+class Wide {
+ public:
+  Wide(cpu::Scratch which, std::int64_t floats) {
+    constexpr std::int64_t kKept = 1 << 18;  // 1 MB
+    if (floats > kKept) own_.reset(new float[static_cast<std::size_t>(floats)]);
+    data_ = own_ ? own_.get() : cpu::scratch(which, floats);
+  }
+  float* data() const { return data_; }
+
+ private:
+  std::unique_ptr<float[]> own_;
+  float* data_;
+};
+
+// `count` numbers converted by as many threads as pay: 32 K numbers each.
+template <typename Convert>
+void in_parts(std::int64_t count, int wish, Convert convert) {
+  constexpr std::int64_t kPart = 1 << 15;
+  const std::int64_t parts = (count + kPart - 1) / kPart;
+  const int threads = static_cast<int>(std::min<std::int64_t>(cpu::usable_threads(wish), parts));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (std::int64_t part = 0; part < parts; ++part) {
+    convert(part * kPart, std::min(count - part * kPart, kPart));
+  }
+}
+
+std::size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
+
+const void* at(const void* numbers, DType dtype, std::int64_t i) {
+  return static_cast<const std::byte*>(numbers) + static_cast<std::size_t>(i) * bytes_of(dtype);
+}
+
+void widen(const void* from, DType dtype, std::int64_t count, int threads, float* to) {
+  in_parts(count, threads, [&](std::int64_t first, std::int64_t part) {
+    cpu::kernels().widen(at(from, dtype, first), dtype, part, to + first);
+  });
+}
+
+void narrow(const float* from, DType dtype, std::int64_t count, int threads, void* to) {
+  in_parts(count, threads, [&](std::int64_t first, std::int64_t part) {
+    cpu::kernels().narrow(from + first, dtype, part, const_cast<void*>(at(to, dtype, first)));
+  });
+}
+
+std::unique_ptr<float[]> wide_bias(const void* bias, DType dtype, std::int64_t count) {
+  if (bias == nullptr) return nullptr;
+  std::unique_ptr<float[]> wide(new float[static_cast<std::size_t>(count)]);
+  cpu::kernels().widen(bias, dtype, count, wide.get());
+  return wide;
+}
+
+// Runs `product`, which says false where indices do not increase; then the place is looked for, and named.
+template <typename Product>
+void checked(const Weight& weight, Product product) {
+  if (!product()) check_indices(weight.indices, weight.rows, weight.padded);
+}
+
+// Rows of `cols` numbers, x_stride apart, as int8, with a scale each: input_scale, or its own. 16-bit rows are
+// widened first, one at a time.
+class Quantized {
+ public:
+  Quantized(const void* x, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t x_stride, float input_scale,
+            int threads)
+      : rows_(new std::int8_t[static_cast<std::size_t>(rows * cols)]),
+        scales_(new float[static_cast<std::size_t>(rows)]) {
+    const int usable = static_cast<int>(std::min<std::int64_t>(cpu::usable_threads(threads), rows * cols / 32768 + 1));
+#pragma omp parallel for schedule(static) num_threads(usable) if (usable > 1)
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const void* from = at(x, dtype, row * x_stride);
+      if (dtype != DType::kFloat32) {
+        float* wide = cpu::scratch(cpu::Scratch::kRow, cols);
+        cpu::kernels().widen(from, dtype, cols, wide);
+        from = wide;
+      }
+      scales_[static_cast<std::size_t>(row)] =
+          cpu::kernels().quantize(static_cast<const float*>(from), cols, input_scale, rows_.get() + row * cols);
+    }
+  }
+  const std::int8_t* rows() const { return rows_.get(); }
+  const float* scales() const { return scales_.get(); }
+
+ private:
+  std::unique_ptr<std::int8_t[]> rows_;
+  std::unique_ptr<float[]> scales_;
+};
+
+// A product of float32 or 16 bits, or of int8 with scales: by tiles, by pairs, or widened to float32.
+void run_linear(const Linear& args) {
+  const cpu::Kernels& kernels = cpu::kernels();
+  const cpu::Tuning& tuning = cpu::tuning();
+  const bool few = args.n <= tuning.few_tokens, int8 = args.x_scale != nullptr;
+  if (kernels.linear_tiles != nullptr && !few) {
+    return checked(args.weight, [&] { return kernels.linear_tiles(args, tuning); });
+  }
+  if (args.dtype == DType::kFloat32 && !int8) return checked(args.weight, [&] { return kernels.linear(args, tuning); });
+
+  Linear wide = args;
+  const bool narrow_y = args.dtype != DType::kFloat32;
+  const Wide y(cpu::Scratch::kWideOutput, narrow_y ? args.n * args.m : 0);
+  const auto bias = narrow_y ? wide_bias(args.bias, args.dtype, args.m) : nullptr;
+  if (narrow_y) wide.y = y.data(), wide.bias = bias.get();
+  wide.dtype = DType::kFloat32;
+  const auto product = int8                                                                      ? kernels.linear_int8
+                       : args.dtype == DType::kBFloat16 && args.weight.dtype == DType::kBFloat16 ? kernels.linear_bf16
+                                                                                                 : nullptr;
+  if (product != nullptr && !few) {
+    checked(args.weight, [&] { return product(wide, tuning); });
+  } else {
+    const Wide x(cpu::Scratch::kWideInput, args.n * args.k);
+    const DType dtype = int8 ? DType::kInt8 : args.dtype;
+    if (args.x_stride == args.k) {
+      widen(args.x, dtype, args.n * args.k, args.threads, x.data());
+    } else {
+      for (std::int64_t token = 0; token < args.n; ++token) {
+        kernels.widen(at(args.x, dtype, token * args.x_stride), dtype, args.k, x.data() + token * args.k);
+      }
+    }
+    wide.x = x.data(), wide.x_stride = args.k;
+    checked(args.weight, [&] { return kernels.linear(wide, tuning); });
+  }
+  if (narrow_y) narrow(y.data(), args.dtype, args.n * args.m, args.threads, args.y);
+}
+
+void run_conv2d(const Conv2d& args, std::int64_t out_pixels) {
+  const cpu::Kernels& kernels = cpu::kernels();
+  const cpu::Tuning& tuning = cpu::tuning();
+  const bool int8 = args.x_scale != nullptr;
+  if (kernels.conv2d_tiles != nullptr) {
+    return checked(args.weight, [&] { return kernels.conv2d_tiles(args, tuning); });
+  }
+  if (args.dtype == DType::kFloat32 && !int8) return checked(args.weight, [&] { return kernels.conv2d(args, tuning); });
+  const std::int64_t numbers = args.batch * args.height * args.width * args.in_channels;
+  const bool narrow_y = args.dtype != DType::kFloat32;
+  const Wide x(cpu::Scratch::kWideInput, numbers);
+  const Wide y(cpu::Scratch::kWideOutput, narrow_y ? out_pixels * args.out_channels : 0);
+  const auto bias = narrow_y ? wide_bias(args.bias, args.dtype, args.out_channels) : nullptr;
+  widen(args.x, int8 ? DType::kInt8 : args.dtype, numbers, args.threads, x.data());
+  Conv2d wide = args;
+  wide.dtype = DType::kFloat32, wide.x = x.data();
+  if (narrow_y) wide.y = y.data(), wide.bias = bias.get();
+  checked(args.weight, [&] { return kernels.conv2d(wide, tuning); });
+  if (narrow_y) narrow(y.data(), args.dtype, out_pixels * args.out_channels, args.threads, args.y);
+}
+
+// Throws where an int8 weight has no scales, or scales of the input are asked for that make no sense.
+template <typename Args>
+void check_int8(const Args& args) {
+  const bool int8 = args.weight.dtype == DType::kInt8;
+  if (int8 != (args.weight.scale != nullptr)) throw InvalidArgument("an int8 weight has a scale a row, and no other");
+  if (args.quantize != Quantize::kNone && !int8) throw InvalidArgument("only for an int8 weight x becomes int8");
+  if (args.quantize == Quantize::kByScale && !(args.input_scale > 0 && std::isfinite(args.input_scale)))
+    throw InvalidArgument(message("input_scale must be positive and finite, not ", args.input_scale));
+}
+
+}  // namespace
+
+void linear(const Linear& args) {
+  check_int8(args);
+  if (args.quantize == Quantize::kNone) return run_linear(args);
+  const float scale = args.quantize == Quantize::kByScale ? args.input_scale : 0;
+  const Quantized x(args.x, args.dtype, args.n, args.k, args.x_stride, scale, args.threads);
+  Linear int8 = args;
+  int8.x = x.rows(), int8.x_stride = args.k, int8.x_scale = x.scales();
+  run_linear(int8);
+}
+
+void conv2d(const Conv2d& args) {
+  check_int8(args);
+  const auto out = [](std::int64_t size, std::int64_t pad, std::int64_t dilation, std::int64_t kernel,
+                      std::int64_t stride) { return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1; };
+  const std::int64_t plane = out(args.height, args.pad_h, args.dilation_h, args.kernel_h, args.stride_h) *
+                             out(args.width, args.pad_w, args.dilation_w, args.kernel_w, args.stride_w);
+  if (args.quantize == Quantize::kNone) return run_conv2d(args, args.batch * plane);
+  const float scale = args.quantize == Quantize::kByScale ? args.input_scale : 0;
+  const std::int64_t image = args.height * args.width * args.in_channels;
+  const Quantized x(args.x, args.dtype, args.batch, image, image, scale, args.threads);
+  std::vector<float> scales(static_cast<std::size_t>(args.batch * plane));
+  for (std::size_t i = 0; i < scales.size(); ++i) scales[i] = x.scales()[static_cast<std::int64_t>(i) / plane];
+  Conv2d int8 = args;
+  int8.x = x.rows(), int8.x_scale = scales.data();
+  run_conv2d(int8, args.batch * plane);
+}
+
+}  // namespace sparse24

@@ -1,0 +1,232 @@
+"""int8 storage of a compressed layer: ``values`` int8, ``weight_scale`` [out], maybe ``input_scale`` [].
+
+Weights are symmetric and rounded to nearest, a scale for every output channel: value * weight_scale. Without
+an ``input_scale`` only the weight is int8. With one, the input becomes int8 too: by that scale, or where it
+is 0 by a scale of every token's own (of every image's, in a convolution).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+
+if TYPE_CHECKING:
+    from .compressed import CompressedModule
+    from .conv2d import SparseConv2d
+    from .linear import SparseLinear
+
+#: What ``activations`` of :meth:`~.compressed.CompressedModule.to_int8` may be.
+ACTIVATIONS = (None, "dynamic", "static")
+
+#: Values that are widened when they are loaded.
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values and float32 scales [rows], the largest magnitude over 127, of kept weights [rows, K/2].
+
+    A row of zeros, or of what is too small to divide by, gets the scale 1; zeros stay exact.
+
+    Raises:
+        ValueError: a value is not finite; the row is named.
+    """
+    wide = values.detach().float()
+    absmax = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
+    if not wide.is_meta:
+        wrong = (~absmax.isfinite()).nonzero()
+        if len(wrong):
+            raise ValueError(f"only finite weights can become int8, but row {int(wrong[0])} holds NaN or Inf")
+    scale = absmax / 127
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
+    return (wide / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def input_scale_of(activations: str | None, scale: float | None) -> float | None:
+    """The number that ``input_scale`` holds: ``None``, 0 for "dynamic", or the scale of "static".
+
+    Raises:
+        ValueError: another word; a scale that is missing, out of place, not positive or not finite.
+    """
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"activations must be None, 'dynamic' or 'static', not {activations!r}")
+    if (scale is not None) != (activations == "static"):
+        raise ValueError(f"input_scale belongs to activations='static', not to {activations!r} with {scale}")
+    if activations is None:
+        return None
+    if scale is None:
+        return 0.0
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"input_scale must be positive and finite, not {scale}")
+    return float(scale)
+
+
+def store(layer: CompressedModule, values: Tensor, scale: Tensor, input_scale: Tensor | None) -> None:
+    """Make int8 ``values`` and their scales the layer's storage."""
+    layer.values = nn.Parameter(values, requires_grad=False)
+    for name, tensor in (("weight_scale", scale), ("input_scale", input_scale)):
+        layer._buffers.pop(name, None)
+        if tensor is not None:
+            layer.register_buffer(name, tensor)
+
+
+def is_int8(layer: nn.Module) -> bool:
+    """Whether the layer's storage is int8."""
+    return layer.__dict__["_buffers"].get("weight_scale") is not None
+
+
+def scales_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """weight_scale, input_scale."""
+    return layer._buffers["weight_scale"], layer._buffers.get("input_scale")  # type: ignore[return-value]
+
+
+def dequantized(layer: CompressedModule, dtype: torch.dtype) -> Tensor:
+    """The dense weight of the layer's shape."""
+    matrix = ops.dequantized(layer.values, layer.indices, scales_of(layer)[0], dtype)
+    return layer._form.to_weight(matrix)
+
+
+class _Exact(torch.autograd.Function):
+    """The first argument's numbers with the second one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, smooth: Tensor) -> Tensor:
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def linear(layer: SparseLinear, input: Tensor) -> Tensor:
+    """The product; gradients are those of the dequantized weight, straight through the input's rounding."""
+    values, indices, bias = layer._operands()
+    weight = (values, indices, *scales_of(layer))
+    if not _wants_grad(input, bias):
+        return ops.int8_linear(input, *weight, bias, layer.activation)
+    exact = ops.int8_linear(input.detach(), *weight, None if bias is None else bias.detach(), "none")
+    smooth = F.linear(input, dequantized(layer, input.dtype), bias)
+    output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
+    return ops.activate(output, layer.activation)
+
+
+def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
+    """The convolution, with gradients as :func:`linear` has them."""
+    values, indices, bias = layer._operands()
+    weight = (values, indices, *scales_of(layer))
+    if not _wants_grad(input, bias):
+        return ops.int8_conv2d(input, *weight, bias, layer.activation, layer._window)
+    plain = None if bias is None else bias.detach()
+    exact = ops.int8_conv2d(input.detach(), *weight, plain, "none", layer._window)
+    _, stride, padding, dilation, groups = ops.geometry_of(layer._window)
+    smooth = F.conv2d(input, dequantized(layer, input.dtype), bias, stride, padding, dilation, groups)
+    output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
+    return ops.activate(output, layer.activation)
+
+
+# ---- casts, and files ---------------------------------------------------------------------------------
+
+
+def before_cast(layer: CompressedModule) -> tuple[Tensor, ...] | None:
+    """The scales of an int8 layer that is about to be moved or cast; ``None``: it is not int8."""
+    return tuple(s for s in scales_of(layer) if s is not None) if is_int8(layer) else None
+
+
+def after_cast(layer: CompressedModule, kept: tuple[Tensor, ...], fn: Any) -> None:
+    """Scales stay float32, whatever the network is cast to; what the dense weight would be is remembered."""
+    for name, old in zip(("weight_scale", "input_scale"), kept, strict=False):
+        new = layer._buffers[name]
+        assert new is not None
+        if new.dtype != torch.float32:
+            layer._buffers[name] = new.float() if old.is_meta else old.to(new.device)
+    cast = fn(torch.empty(0, dtype=layer._float_dtype, device=kept[0].device))
+    if cast.is_floating_point():
+        layer._float_dtype = cast.dtype
+
+
+def problem_with(layer: CompressedModule, values: Any, weight_scale: Any, input_scale: Any) -> str | None:
+    """Why values of this dtype, with these scales, cannot be loaded; ``None``: they can."""
+    if values is None or values.dtype not in (torch.int8, *FLOAT8):
+        floats = values is None or values.is_floating_point()
+        return None if floats else f"values are {values.dtype}: a weight is floating or int8"
+    if weight_scale is None:
+        return None if values.dtype in FLOAT8 else "values are int8, but no weight_scale is beside them"
+    try:
+        ops.check_scales(values.shape[0], weight_scale, input_scale)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    wrong = [] if weight_scale.is_meta else (~(weight_scale.isfinite() & (weight_scale >= 0))).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        return f"weight_scale of row {row} is {float(weight_scale[row])}: it must be finite and not negative"
+    known = input_scale is not None and not input_scale.is_meta
+    if known and not (input_scale >= 0 and input_scale.isfinite()):
+        return f"input_scale is {float(input_scale)}: it must be 0 (dynamic) or positive and finite"
+    return None
+
+
+def fit(layer: CompressedModule, state_dict: Any, prefix: str) -> Any:
+    """Give the layer the storage that a checked checkpoint has; what to load, float8 being widened.
+
+    The file decides: int8 values make an int8 layer, floating ones a floating layer.
+    """
+    values = state_dict.get(prefix + "values")
+    if values is None:
+        return state_dict
+    layer.__dict__.pop("_was_float8", None)
+    if values.dtype == torch.int8:
+        _be_int8(layer, prefix + "input_scale" in state_dict)
+        return state_dict
+    _be_floating(layer)
+    if values.dtype not in FLOAT8:
+        return state_dict
+    widened = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    scale = widened.pop(prefix + "weight_scale", None)
+    widened.pop(prefix + "input_scale", None)
+    wide = values.float()
+    widened[prefix + "values"] = wide if scale is None else wide * scale.unsqueeze(1)
+    layer._was_float8 = str(values.dtype).removeprefix("torch.")
+    return widened
+
+
+def _be_int8(layer: CompressedModule, has_input_scale: bool) -> None:
+    own, rows = layer.values, layer.values.shape[0]
+    if not is_int8(layer):
+        layer._float_dtype = own.dtype
+        ones = torch.ones(rows, device=own.device)
+        store(layer, torch.zeros(own.shape, dtype=torch.int8, device=own.device), ones, None)
+    layer._buffers.pop("input_scale", None)
+    if has_input_scale:
+        layer.register_buffer("input_scale", torch.zeros((), device=own.device))
+
+
+def _be_floating(layer: CompressedModule) -> None:
+    if not is_int8(layer):
+        return
+    own = layer.values
+    layer.values = nn.Parameter(torch.zeros(own.shape, dtype=layer._float_dtype, device=own.device), False)
+    for name in ("weight_scale", "input_scale"):
+        layer._buffers.pop(name, None)
+
+
+def remark_of(layer: CompressedModule) -> str:
+    """What a representation says of the storage."""
+    was = layer.__dict__.get("_was_float8")
+    if was is not None:
+        return f", dequantized from {was}"
+    if not is_int8(layer):
+        return ""
+    _, input_scale = scales_of(layer)
+    if input_scale is None:
+        return ", weight only"
+    if input_scale.is_meta:
+        return ", activations int8"
+    return ', activations="dynamic"' if float(input_scale) == 0 else ', activations="static"'
