@@ -72,10 +72,8 @@ def test_a_process_that_is_terminated_cleans_up(tmp_path: Path) -> None:
 
 def test_signals_that_are_ignored_or_handled_stay_so() -> None:
     handled: list[int] = []
-    before = (
-        signal.signal(signal.SIGHUP, signal.SIG_IGN),
-        signal.signal(signal.SIGUSR1, lambda n, f: handled.append(n)),
-    )
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    user = signal.signal(signal.SIGUSR1, lambda number, frame: handled.append(number))
     try:
         with stopping.stoppable():
             os.kill(os.getpid(), signal.SIGHUP)

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
 from sparse24 import Sparsifier, is_sparse24
 from sparse24.pruning.asp import ASP
 
-from .networks import mlp, same_state
-
-
-def pruned() -> tuple[nn.Sequential, Sparsifier]:
-    model = mlp()
-    sparsifier = Sparsifier(model)
-    sparsifier.prune()
-    return model, sparsifier
-
-
-def backward(model: nn.Module, step: int = 0) -> None:
-    dtype = next(model.parameters()).dtype
-    x = torch.randn(8, 14, generator=torch.Generator().manual_seed(step)).to(dtype)
-    model(x).float().square().mean().backward()
+from .networks import backward, mlp, pruned, same_state
 
 
 class Accelerated(Optimizer):
@@ -230,88 +216,6 @@ def test_two_steps_of_a_sharpness_aware_optimizer_are_enforced() -> None:
     assert "first_step" not in vars(optimizer)
 
 
-# ---- masters ------------------------------------------------------------------------------------------
-
-
-def masters_of(model: nn.Module) -> list[nn.Parameter]:
-    return [nn.Parameter(p.detach().float().clone()) for p in model.parameters()]
-
-
-def step_of_masters(model: nn.Module, masters: list[nn.Parameter], optimizer: Optimizer, step: int) -> None:
-    for p in model.parameters():
-        p.grad = None
-    backward(model, step)
-    for p, master in zip(model.parameters(), masters, strict=True):
-        master.grad = p.grad.float()
-    optimizer.step()
-    with torch.no_grad():
-        for p, master in zip(model.parameters(), masters, strict=True):
-            p.copy_(master)
-
-
-def wide() -> nn.Sequential:
-    """Several weights of one shape, in bfloat16."""
-    torch.manual_seed(0)
-    return nn.Sequential(*(nn.Linear(14, 14) for _ in range(3)), nn.Linear(14, 3)).bfloat16()
-
-
-@pytest.mark.parametrize("prune_first", [True, False])
-@pytest.mark.parametrize("groups", ["one", "weights and biases"])
-def test_float32_masters_are_enforced_with_what_is_copied_from_them(groups: str, prune_first: bool) -> None:
-    model = wide()
-    sparsifier = Sparsifier(model)
-    masters = masters_of(model)
-    split = [[p for p in masters if p.dim() == 2], [p for p in masters if p.dim() == 1]]
-    given = masters if groups == "one" else [{"params": p} for p in split]
-    optimizer = Adam(given, lr=0.01)
-    calls = [sparsifier.prune, lambda: sparsifier.attach(optimizer)]
-    for call in calls if prune_first else reversed(calls):
-        call()
-    for step in range(3):
-        step_of_masters(model, masters, optimizer, step)
-        sparsifier.verify()
-        for i, name in enumerate(["0.weight", "1.weight", "2.weight"]):
-            assert torch.equal(masters[2 * i] != 0, sparsifier.masks[name])
-    assert masters[0].dtype is torch.float32
-
-
-def test_masters_that_cannot_be_told_apart_are_refused_by_name() -> None:
-    model = wide()
-    sparsifier = Sparsifier(model)
-    sparsifier.prune()
-    others = masters_of(model)
-    others[0], others[2] = others[2], others[0]  # of one shape, in another order
-    with pytest.raises(ValueError, match=r"Adam holds copies.*0\.weight \(14, 14\) cannot be told.*tensor 0"):
-        sparsifier.attach(Adam(others))
-    flat = [nn.Parameter(torch.cat([p.detach().float().flatten() for p in model.parameters()]))]
-    message = r"Adam holds none of the model's parameters.*1 tensors, the first \(\d+,\); pass the optimizer"
-    with pytest.raises(ValueError, match=message):
-        sparsifier.attach(Adam(flat))
-    with pytest.raises(ValueError, match="holds none of the model's parameters"):
-        sparsifier.attach(Adam(mlp(seed=3).parameters()))
-    assert not sparsifier.optimizers()
-
-
-def test_a_failed_prune_of_asp_forgets_the_model() -> None:
-    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(8, 8))
-    with pytest.raises(ValueError, match="holds none of the model's parameters"):
-        ASP.prune_trained_model(model, SGD(mlp().parameters()))
-    assert not ASP._sessions
-    assert model[0].weight.all()
-
-
-def test_parameters_of_others_in_the_same_optimizer_are_none_of_its_business() -> None:
-    model, sparsifier = pruned()
-    centres = nn.Parameter(torch.ones(20, 14))
-    optimizer = SGD([*model.parameters(), centres], lr=0.1)
-    sparsifier.attach(optimizer)
-    backward(model)
-    centres.grad = torch.ones_like(centres)
-    optimizer.step()
-    sparsifier.verify()
-    assert centres.all()
-
-
 # ---- what a step touches ------------------------------------------------------------------------------
 
 
@@ -388,40 +292,3 @@ def test_masks_computed_after_the_first_steps_are_enforced_from_then_on() -> Non
     optimizers[0].param_groups[0]["params"][0] = model[0].weight
     optimizers[0].step()
     sparsifier.verify()
-
-
-# ---- copies -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sparsifier_first", [True, False])
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda all_: pickle.loads(pickle.dumps(all_))])
-def test_a_copy_of_model_optimizer_and_sparsifier_stays_pruned(how: Any, sparsifier_first: bool) -> None:
-    model, sparsifier = pruned()
-    optimizer = Adam(model.parameters(), lr=0.1)
-    sparsifier.attach(optimizer)
-    backward(model)
-    optimizer.step()
-    if sparsifier_first:
-        other, stepper, net = how((sparsifier, optimizer, model))
-    else:
-        net, stepper, other = how((model, optimizer, sparsifier))
-    assert other.optimizers() == [stepper]
-    assert sparsifier.optimizers() == [optimizer]
-    for each, of in ((net, stepper), (model, optimizer)):
-        of.zero_grad()
-        backward(each, 1)
-        of.step()
-    other.verify()
-    assert same_state(net, model)
-    net[0].weight.data.fill_(1)
-    sparsifier.verify()  # nothing is shared
-
-
-def test_a_copy_alone_is_attached_to_nothing() -> None:
-    model, sparsifier = pruned()
-    optimizer = SGD(model.parameters())
-    sparsifier.attach(optimizer)
-    alone = copy.deepcopy(sparsifier)
-    assert alone.optimizers() == []
-    assert len(optimizer._optimizer_step_post_hooks) == 1
-    alone.verify()

@@ -106,7 +106,7 @@ def _convert(
 def to_dense(model: nn.Module) -> Report:
     """Replace the compressed layers of ``model`` by dense ones, in place: the inverse of :func:`to_sparse`.
 
-    The pruned weights stay zero. What was transformers' ``Conv1D`` comes back as ``nn.Linear``.
+    The pruned weights stay zero. What was transformers' ``Conv1D`` comes back as one, [in, out].
 
     Raises:
         TypeError: ``model`` is no module.
@@ -125,7 +125,7 @@ def to_dense(model: nn.Module) -> Report:
         if activation != "none":
             rows.append(_row(name, module, None, f"fuses activation={activation!r}"))
             continue
-        dense = module.to_dense()
+        dense = _dense_of(module)
         replacements.append((module, dense))
         rows.append(_row(name, module, dense, ""))
     for old, new in replacements:  # every one is built: nothing can fail half-way
@@ -133,6 +133,20 @@ def to_dense(model: nn.Module) -> Report:
         put(new, places[id(old)])
     set_fused_paths(model)
     return Report(tuple(rows))
+
+
+def _dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) -> nn.Module:
+    """What a compressed layer was: its ``to_dense()``, or transformers' ``Conv1D``."""
+    dense = module.to_dense()
+    conv1d = getattr(module, "_dense_class", None)
+    if conv1d is None:
+        return dense
+    assert isinstance(dense, nn.Linear)
+    with torch.device("meta"):  # no random numbers are drawn
+        restored: nn.Module = conv1d(dense.out_features, dense.in_features)
+    restored.weight = nn.Parameter(dense.weight.detach().t().contiguous())
+    restored.bias = dense.bias
+    return restored.train(module.training)
 
 
 def _refuse_root(model: nn.Module, kinds: tuple[type[nn.Module], ...], instead: str) -> None:
@@ -158,7 +172,9 @@ def _build(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
         return SparseMultiheadAttention.from_dense(module, dtype)
     weight: Tensor = module.weight.t()  # type: ignore[operator]
-    return SparseLinear.from_weight(weight, module.bias, dtype)  # type: ignore[arg-type]
+    sparse = SparseLinear.from_weight(weight, module.bias, dtype)  # type: ignore[arg-type]
+    sparse._dense_class = dense_class(module)
+    return sparse
 
 
 def _remark(module: nn.Module, names: list[str]) -> str:
