@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from .heads import adapter_part, output_heads
 from .layers import Owners, compressed_bytes, is_transposed_linear, stays_dense
+from .rules import unfit
 
 #: Children under which a module holds the one it stands in for (torch.compile, activation
 #: checkpointing, FSDP1); names leave them out.
@@ -116,7 +117,7 @@ def find_candidates(
             continue
         dense = attentions.get(id(module), "")
         if isinstance(module, nn.MultiheadAttention):
-            dense = _attention_stays_dense(module)
+            dense = _attention_stays_dense(module, name, owners)
             attentions.update({id(part): dense for part in module.modules()})
         for candidate in _of_module(clean_name(name), module, custom_layers or {}):
             weight = module._parameters.get(candidate.attribute)
@@ -130,12 +131,19 @@ def find_candidates(
     return _merge_shared([_with_default(c, weight, heads, tables) for c, weight in found], found)
 
 
-def _attention_stays_dense(module: nn.MultiheadAttention) -> str:
+def _attention_stays_dense(module: nn.MultiheadAttention, name: str, owners: Owners) -> str:
     """An attention is converted whole or not at all."""
     if reason := stays_dense(module):
         return reason
     if module.kdim == 3 or module.vdim == 3:  # a group of three is kept whole, and not 2:4
         return "it is converted whole, and one of its weights has 3 input channels, too few to be pruned"
+    for own, weight in module.named_parameters():
+        if not own.endswith("weight") or weight.is_meta:
+            continue
+        if unusable := unfit(weight):
+            return f"it is converted whole, and its {own} cannot be: {unusable}"
+        if others := owners.others(weight, f"{name}.{own}" if name else own):
+            return f"it is converted whole, and its {own} is shared with {', '.join(map(clean_name, others))}"
     return ""
 
 
