@@ -13,6 +13,7 @@ using namespace sparse24;
 
 void bind_cusparselt(py::module_& m);  // cusparselt/bindings.cpp
 void bind_machine(py::module_& m);     // cpu/bindings.cpp
+void bind_mask_bits(py::module_& m);   // cpu/masks/bindings.cpp
 void bind_calls(py::module_& m);       // bindings_calls.cpp
 
 namespace {
@@ -149,5 +150,6 @@ PYBIND11_MODULE(_C, m) {
       py::arg("window"), py::arg("channels_last"), py::arg("activation"), py::arg("threads"), py::arg("mode"),
       free_gil);
   bind_machine(m);
+  bind_mask_bits(m);
   bind_calls(m);
 }

@@ -59,6 +59,13 @@ void nm_prune(void* weight, DType dtype, std::int64_t outer, std::int64_t length
 void transposable_mask(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                        int threads);
 
+// A mask as bits, eight to a byte, the first in the lowest bit; bits has count / 8 bytes, rounded up.
+void pack_mask(const std::uint8_t* mask, std::int64_t count, std::uint8_t* bits, int threads);
+void unpack_mask(const std::uint8_t* bits, std::int64_t count, std::uint8_t* mask, int threads);
+
+// Zeroes the numbers, of 2, 4 or 8 bytes each, that the mask prunes.
+void apply_mask_bits(void* numbers, int bytes_each, std::int64_t count, const std::uint8_t* bits, int threads);
+
 // ---- products on the CPU ----
 
 // The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("amx",

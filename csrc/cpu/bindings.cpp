@@ -33,6 +33,7 @@ py::dict tuning_dict() {
   out["row"] = t.row, out["few_tokens"] = t.few_tokens, out["streams"] = t.streams;
   out["prefetch_wide"] = t.prefetch_wide, out["prefetch_narrow"] = t.prefetch_narrow, out["vectors"] = t.vectors;
   out["tile_cols"] = t.tile_cols, out["tile_prefetch"] = t.tile_prefetch, out["sums_bytes"] = t.sums_bytes;
+  out["few_halves"] = t.few_halves, out["pair_vectors"] = t.pair_vectors, out["pair_cols"] = t.pair_cols;
   out["packed_bytes"] = t.packed_bytes, out["stream_bytes"] = t.stream_bytes;
   return out;
 }
@@ -58,6 +59,9 @@ void set_tuning(const py::kwargs& fields) {
                  : name == "vectors"         ? &t.vectors
                  : name == "tile_cols"       ? &t.tile_cols
                  : name == "tile_prefetch"   ? &t.tile_prefetch
+                 : name == "few_halves"      ? &t.few_halves
+                 : name == "pair_vectors"    ? &t.pair_vectors
+                 : name == "pair_cols"       ? &t.pair_cols
                                              : nullptr;
     if (field == nullptr) throw py::value_error("tuning has no field called " + name);
     *field = value.cast<int>();

@@ -45,6 +45,9 @@ struct Tuning {
   int tile_cols;            // columns of the weight in a tile: 32 or 64
   int tile_prefetch;        // rows ahead whose weights are fetched
   std::int64_t sums_bytes;  // of L2 for the sums of a run of rows
+  int few_halves = 8;       // bf16 by bf16: the same as few_tokens, where pairs of it are multiplied
+  int pair_vectors = 8;     // vectors of tokens in a tile of pairs, at most
+  int pair_cols = 32;       // and its columns: 32 or 64
   // Products by tiles:
   std::int64_t packed_bytes = 1 << 20;  // of L2 for packed activations
   std::int64_t stream_bytes = 2 << 20;  // outputs that are larger go past the caches

@@ -10,9 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__, files
-from .commands import doctor
+from .commands import doctor, prune
+from .commands.stopping import Stopped
 from .files import FileError
 from .ops import machine
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 where what was asked for failed, 2 for a mistake of the user, which a line on
-        stderr explains.
+        stderr explains, 128 and its number for a signal.
     """
     options = _parser().parse_args(arguments)
     run: _Command = options.run
@@ -40,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileError, OSError) as error:
         print(f"sparse24 {options.command}: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"sparse24 {options.command}: out of memory", file=sys.stderr)
+        return 2
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(f"\nsparse24 {options.command}: stopped by {stop if str(stop) else 'SIGINT'}", file=sys.stderr)
+        return stop.status if isinstance(stop, Stopped) else 130
     return status
 
 
@@ -69,17 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("model", type=Path, metavar="MODEL", help=".safetensors, or written by torch.save")
     report.set_defaults(run=_report)
 
-    prune = commands.add_parser("prune", help="prune the weights of a file to 2:4 by magnitude")
-    prune.add_argument("source", type=Path, metavar="IN", help="a state_dict: .safetensors or torch.save")
-    prune.add_argument("target", type=Path, metavar="OUT", help="in the same format; not IN")
-    prune.add_argument(
-        "--select",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="prune these tensors alone (names or patterns like 'encoder.*.weight'; may be repeated)",
-    )
-    prune.set_defaults(run=_prune)
+    _add_prune(commands)
 
     bench = commands.add_parser("bench", help="the tables of the papers, measured here against dense rivals")
     bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these benchmarks alone")
@@ -110,6 +108,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_prune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "prune",
+        help="prune the weights of a file to 2:4 by magnitude",
+        description="Prune the weights of a file to 2:4 by magnitude. Names and shapes, and a config.json "
+        "beside the file, tell what a tensor is. A .safetensors file is pruned a tensor at a time; one of "
+        "torch.save is mapped, and all its pruned tensors are in memory at once.",
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="a state_dict: .safetensors or torch.save")
+    parser.add_argument("target", type=Path, metavar="OUT", help="in the same format; not IN")
+    for option, what in (("--select", "prune these tensors alone"), ("--skip", "never prune these tensors")):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=f"{what} (names or patterns like 'encoder.*.weight'; may be repeated)",
+        )
+    parser.set_defaults(run=_prune)
+
+
 def _demo(options: argparse.Namespace) -> int:
     status: int = importlib.import_module(".commands.demo", __package__).main(
         quick=options.quick, out=options.out
@@ -136,17 +155,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    source, target = options.source, options.target
-    if files.is_safetensors(source) != files.is_safetensors(target):
-        raise FileError(f"{target}: IN and OUT must both end in .safetensors, or both not")
-    if target.exists() and source.exists() and target.samefile(source):
-        raise FileError(f"{target}: is IN itself, which is never overwritten; give another name")
-    pruned, report = files.prune(files.read(source), options.select)
-    print(report)
-    if not report.done:
-        raise FileError(f"{source}: nothing to prune, so {target} was not written")
-    files.write(pruned, target)
-    return 0
+    return prune.run(options.source, options.target, options.select, options.skip)
 
 
 def _bench(options: argparse.Namespace) -> int:

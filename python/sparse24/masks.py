@@ -20,6 +20,11 @@ from . import ops
 #: Integers as wide as a float of so many bytes, and how many of them stay in a second-level cache.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 16
+#: Dtypes whose zeros are counted.
+_COUNTED = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool,
+)  # fmt: skip
 
 
 class Pattern(NamedTuple):
@@ -198,6 +203,27 @@ def is_sparse24(tensor: Tensor, dim: int = 1) -> bool:
         ValueError: ``tensor`` has no dimension ``dim``.
     """
     return not bool(_crowded(tensor, Pattern(2, 4), _check_dim(tensor, dim)).any())
+
+
+def kept_share(*tensors: Tensor) -> float:
+    """The share of the numbers of dense tensors that are not zero, 0 to 1, or NaN where they cannot be read.
+
+    That is: on the meta device, none at all, of another layout or another library's class, or of a dtype
+    that packs numbers or has none that compare.
+    """
+    total = sum(tensor.numel() for tensor in tensors)
+    plain = (Tensor, torch.nn.Parameter)
+    if not total or any(
+        type(t) not in plain or t.is_meta or t.layout != torch.strided or t.dtype not in _COUNTED
+        for t in tensors
+    ):
+        return float("nan")
+    return sum(int(torch.count_nonzero(_comparable(tensor.detach()))) for tensor in tensors) / total
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """Floats of 8 bits as float16, which torch compares with zero on every device."""
+    return tensor.to(torch.float16) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def compress(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -16,7 +17,7 @@ class Row:
     shape: tuple[int, ...]  #: of the weight
     done: bool  #: pruned or converted; False: left dense
     reason: str  #: why the layer was left dense, or a remark
-    kept: float  #: share of weights that are not zero, 0 to 1
+    kept: float  #: share of weights that are not zero, 0 to 1; NaN where they cannot be read
     bytes_before: int
     bytes_after: int
 
@@ -57,7 +58,7 @@ class Report(Sequence[Row]):
                 row.kind,
                 "x".join(map(str, row.shape)),
                 "yes" if row.done else "no",
-                f"{row.kept:.1%}",
+                "-" if math.isnan(row.kept) else f"{row.kept:.1%}",
                 f"{row.bytes_before:,}",
                 f"{row.bytes_after:,}",
                 row.reason,

@@ -206,9 +206,33 @@ inline F512 dpbf16_ps(F512 sums, I512 a, I512 b) {
     return flushed(std::fma(bf16_of(a.lane[i], 0), bf16_of(b.lane[i], 0), high));
   });
 }
+// Kept elements to the places that a mask names, zeros elsewhere.
+template <typename Element, int kCount>
+I512 expand(std::uint64_t mask, I512 kept) {
+  Element from[kCount], to[kCount];
+  std::memcpy(from, &kept, sizeof from);
+  for (int i = 0, next = 0; i < kCount; ++i) to[i] = mask >> i & 1 ? from[next++] : Element{0};
+  return recast<I512>(to);
+}
+inline I512 castsi256_si512(__m256i low) {
+  I512 out = set1_epi32(-1);  // what lies above is not defined
+  std::memcpy(&out, &low, sizeof low);
+  return out;
+}
+inline F512 maskz_expand_ps(Mask16 mask, F512 kept) {
+  return recast<F512>(expand<std::uint32_t, 16>(mask, recast<I512>(kept)));
+}
+inline I512 maskz_expand_epi16(std::uint32_t mask, I512 kept) { return expand<std::uint16_t, 32>(mask, kept); }
+inline I512 maskz_expand_epi8(std::uint64_t mask, I512 kept) { return expand<std::uint8_t, 64>(mask, kept); }
 
 }  // namespace emulated
 
+#define __mmask32 std::uint32_t
+#define __mmask64 std::uint64_t
+#define _mm512_castsi256_si512 emulated::castsi256_si512
+#define _mm512_maskz_expand_ps emulated::maskz_expand_ps
+#define _mm512_maskz_expand_epi16 emulated::maskz_expand_epi16
+#define _mm512_maskz_expand_epi8 emulated::maskz_expand_epi8
 #define __m512bh emulated::I512
 #define _mm512_storeu_si512 emulated::storeu_si512
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps

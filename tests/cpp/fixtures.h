@@ -125,17 +125,21 @@ inline DType any_dtype() {
 
 // Constants of some machine: every one is legal, and none may change a result.
 inline cpu::Tuning any_tuning() {
-  return {"any",
-          static_cast<int>(pick({0, 1, 4, 8})),
-          static_cast<int>(pick({1, 2, 4})),
-          static_cast<int>(pick({0, 512})),
-          static_cast<int>(pick({0, 2048})),
-          static_cast<int>(pick({1, 3, 9, 20})),
-          static_cast<int>(pick({32, 64})),
-          static_cast<int>(pick({0, 8})),
-          pick({4096, 300 << 10}),
-          pick({1024, 1 << 20}),
-          pick({0, 2 << 20})};
+  const auto any = [](std::initializer_list<std::int64_t> some) { return static_cast<int>(pick(some)); };
+  return {.row = "any",
+          .few_tokens = any({0, 1, 4, 8}),
+          .streams = any({1, 2, 4}),
+          .prefetch_wide = any({0, 512}),
+          .prefetch_narrow = any({0, 2048}),
+          .vectors = any({1, 3, 9, 20}),
+          .tile_cols = any({32, 64}),
+          .tile_prefetch = any({0, 8}),
+          .sums_bytes = pick({4096, 300 << 10}),
+          .few_halves = any({0, 3, 16}),
+          .pair_vectors = any({1, 4, 10}),
+          .pair_cols = any({32, 64}),
+          .packed_bytes = pick({1024, 1 << 20}),
+          .stream_bytes = pick({0, 2 << 20})};
 }
 
 inline double activated(double v, Activation activation) {

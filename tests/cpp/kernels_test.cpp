@@ -208,6 +208,26 @@ void test_mask(const cpu::Kernels& kernels, void (*mask24)(const cpu::Mask24&), 
   expect(ok, message(kernels.name, " mask ", width, " [", outer, ", ", length, ", ", inner, "] ties ", ties));
 }
 
+// Packed, unpacked and applied, with a last byte that is cut short, by several threads too.
+template <typename Bits>
+void test_mask_bits() {
+  const std::int64_t count = pick({0, 1, 7, 8, 9, 1000, 300001});
+  const auto size = static_cast<std::size_t>(count);
+  std::vector<std::uint8_t> mask(size), bits((size + 7) / 8, 0xff), back(size, 2);
+  for (std::uint8_t& kept : mask) kept = rng() & 1;
+  std::vector<Bits> numbers(size);
+  for (Bits& number : numbers) number = static_cast<Bits>(rng() | 1);
+  const std::vector<Bits> before = numbers;
+  pack_mask(mask.data(), count, bits.data(), 2);
+  unpack_mask(bits.data(), count, back.data(), 2);
+  apply_mask_bits(numbers.data(), sizeof(Bits), count, bits.data(), 2);
+  bool ok = back == mask;
+  for (std::size_t i = 0; i < size; ++i) {
+    ok = ok && (bits[i / 8] >> (i % 8) & 1) == mask[i] && numbers[i] == (mask[i] != 0 ? before[i] : Bits{0});
+  }
+  expect(ok, message("mask bits, ", count, " of ", sizeof(Bits), " bytes"));
+}
+
 void test_transposable(const cpu::Kernels& kernels) {
   const std::int64_t rows = 4 * pick({1, 2, 5}), cols = 4 * pick({1, 3, 8, 17, 33});
   auto w = normals(rows * cols);
@@ -301,6 +321,9 @@ int main() {
 #endif
   for (int round = 0; round < 60; ++round) {
     test_format();
+    test_mask_bits<std::uint16_t>();
+    test_mask_bits<std::uint32_t>();
+    test_mask_bits<std::uint64_t>();
     for (const cpu::Kernels* kernels : all) {
       test_linear(*kernels);
       test_disorder(*kernels);

@@ -170,7 +170,7 @@ void test_linear(const Case& c) {
   std::vector<float> before(y.data(), y.data() + y_floats);
   args.threads = static_cast<int>(pick({1, 2, 3, 5}));
   cpu::Tuning other = any_tuning();
-  other.few_tokens = tuning.few_tokens;  // dot products sum up in another order
+  other.few_tokens = tuning.few_tokens, other.few_halves = tuning.few_halves;  // they sum up in another order
   c.product(args, other);
   expect(std::memcmp(before.data(), y.data(), index_of(n * m) * (c.y == DType::kFloat32 ? 4 : 2)) == 0,
          "the same bits: " + what);

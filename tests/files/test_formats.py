@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,16 +56,16 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, capsys: pytest.Capt
     assert "weights_only=True) refuses it" in fails(capsys, "report", tmp_path / "model.pt")
 
 
-def test_checkpoints_around_a_state_dict_are_refused_by_their_keys(
+def test_files_without_a_state_dict_are_refused_by_their_keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save({"model": network().state_dict(), "epoch": 3}, tmp_path / "a.pt")
-    assert "at its top level are no tensors, but model, epoch" in fails(capsys, "report", tmp_path / "a.pt")
+    torch.save({"optimizer": network().state_dict(), "epoch": 3}, tmp_path / "a.pt")
+    assert "there are no tensors in it, but optimizer, epoch" in fails(capsys, "report", tmp_path / "a.pt")
     torch.save([torch.ones(2)], tmp_path / "b.pt")
     assert "holds a list, not a state_dict" in fails(capsys, "report", tmp_path / "b.pt")
     torch.save({}, tmp_path / "c.pt")
     assert "but nothing" in fails(capsys, "report", tmp_path / "c.pt")
-    assert "not a file" in fails(capsys, "report", tmp_path)
+    assert "a folder" in fails(capsys, "report", tmp_path)
 
 
 def test_files_of_old_torch_are_read(tmp_path: Path) -> None:
@@ -116,8 +117,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     source, target = saved(tmp_path / "in.pt"), tmp_path / "out.pt"
     target.write_bytes(b"old")
 
-    def full(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(state: object, stream: Any) -> None:
+        stream.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -102,7 +102,7 @@ STAY = {
     "lazy": (lambda: nn.LazyLinear(8), "LazyLinear has no weight yet: run a batch through"),
     "meta": (lambda: nn.Linear(16, 8, device="meta"), "weight is on the meta device"),
     "float64": (lambda: prune_layers(nn.Linear(16, 8).double()), "weight is torch.float64: pass dtype="),
-    "subclass tensor": (wrapped_weight, "weight is a NamedTensor: only plain tensors are converted"),
+    "subclass tensor": (wrapped_weight, "weight is a NamedTensor: only plain tensors are pruned"),
     "conv1d": (lambda: prune_layers(nn.Conv1d(8, 8, 3)), "no sparse kernel for Conv1d"),
     "conv3d": (lambda: prune_layers(nn.Conv3d(8, 8, 3)), "no sparse kernel for Conv3d"),
     "depthwise": (lambda: nn.Conv2d(8, 8, 3, groups=8), "2:4, but no smaller when compressed"),

@@ -158,8 +158,17 @@ def test_a_gpt2_of_transformers_with_transposed_weights() -> None:
     tokens = torch.randint(0, 96, (2, 9))
     with torch.no_grad():
         assert relative_error(sparse(tokens).logits, dense(tokens).logits) < 5e-6
+        state = torch.get_rng_state()
         sparse24.to_dense(sparse)
-        assert relative_error(sparse(tokens).logits, dense(tokens).logits) < 5e-6
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(sparse(tokens).logits, dense(tokens).logits)
+    restored = sparse.transformer.h[0].attn.c_attn
+    assert type(restored) is type(dense.transformer.h[0].attn.c_attn)
+    assert (restored.nx, restored.nf) == (24, 72)
+    assert repr(restored) == repr(dense.transformer.h[0].attn.c_attn)
+    fresh = transformers.GPT2LMHeadModel(config)
+    fresh.load_state_dict(sparse.state_dict())
+    assert torch.equal(fresh.transformer.h[1].mlp.c_fc.weight, dense.transformer.h[1].mlp.c_fc.weight)
     with pytest.raises(ValueError, match="itself a Conv1D"):
         sparse24.to_sparse(dense.transformer.h[0].attn.c_attn)
 

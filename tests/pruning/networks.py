@@ -22,3 +22,16 @@ def reason_of(sparsifier: Sparsifier, layer: str) -> str:
 def same_state(left: nn.Module, right: nn.Module) -> bool:
     pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def pruned() -> tuple[nn.Sequential, Sparsifier]:
+    model = mlp()
+    sparsifier = Sparsifier(model)
+    sparsifier.prune()
+    return model, sparsifier
+
+
+def backward(model: nn.Module, step: int = 0) -> None:
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(8, 14, generator=torch.Generator().manual_seed(step)).to(dtype)
+    model(x).float().square().mean().backward()

@@ -122,6 +122,8 @@ def test_attaching_twice_is_harmless_and_detach_frees() -> None:
     sparsifier.attach(optimizer)
     sparsifier.attach(optimizer)
     assert len(optimizer._optimizer_step_post_hooks) == 1
+    with pytest.warns(UserWarning, match=r"has no masks.*call prune\(\)"):
+        train(model, optimizer, range(1))
     train(model, optimizer, range(1))
     assert model[0].weight.all()
     sparsifier.prune()

@@ -15,6 +15,8 @@ constexpr std::int64_t kLanes = 8;
 
 // Sums that the registers hold beside a weight and an address; ../machine.cpp says how many are used.
 constexpr std::int64_t kMaxVectors = 13;
+constexpr bool kExpands = false;
+constexpr std::int64_t kExpandedTokens = 0;
 
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }

@@ -7,6 +7,9 @@ constexpr std::int64_t kLanes = 16;
 // Sums to a weight; ../machine.cpp says how many are used.
 constexpr std::int64_t kMaxVectors = 14;
 
+// Tokens from which on their products see expanded weights (few_tokens-inl.h).
+constexpr std::int64_t kExpandedTokens = 2;
+
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -91,6 +94,31 @@ static inline Indices load_indices(const std::uint8_t* p) {
 // In every 128-bit part two lanes of `even` and two of `odd`, by index.
 static inline Vec pick(Vec even, Vec odd, Indices index) {
   return _mm512_mask_permutevar_ps(_mm512_permutevar_ps(even, index), 0xCCCC, odd, index);
+}
+
+// Kept values to their places among zeros. The masks of 64 columns, low bits first: a table turns a nibble of
+// indices a + 4 b into the four bits 1 << a | 1 << b.
+constexpr bool kExpands = true;
+static inline std::uint64_t expansion_masks(const std::uint8_t* indices) {
+  const __m128i table = _mm_setr_epi8(0, 0, 0, 0, 0x3, 0, 0, 0, 0x5, 0x6, 0, 0, 0x9, 0xa, 0xc, 0);
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(indices)), low = _mm_set1_epi8(15);
+  const __m128i first = _mm_shuffle_epi8(table, _mm_and_si128(bytes, low));
+  const __m128i second = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
+  return static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_or_si128(first, _mm_slli_epi16(second, 4))));
+}
+// Eight kept values, by the sixteen low bits.
+static inline Vec expand(__m256 kept, std::uint64_t mask) {
+  return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), _mm512_castps256_ps512(kept));
+}
+static inline __m128i load_eight(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+static inline Vec expand(const float* p, std::uint64_t mask) { return expand(_mm256_loadu_ps(p), mask); }
+static inline Vec expand(const Float16* p, std::uint64_t mask) { return expand(_mm256_cvtph_ps(load_eight(p)), mask); }
+static inline Vec expand(const BFloat16* p, std::uint64_t mask) {
+  return expand(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_eight(p)), 16)), mask);
+}
+static inline Vec expand(const std::int8_t* p, std::uint64_t mask) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return expand(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), mask);
 }
 static inline float sum(Vec v) {
   __m128 four = _mm_add_ps(_mm_add_ps(_mm512_castps512_ps128(v), _mm512_extractf32x4_ps(v, 1)),

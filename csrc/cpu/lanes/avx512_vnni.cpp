@@ -1,6 +1,5 @@
-// AVX-512 with VNNI and BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later): products of pairs in one instruction,
+// AVX-512 with VNNI, BF16 and VBMI2 (Sapphire Rapids, Zen 4 and later): products of pairs in one instruction,
 // half of what a dense product takes. Everything else is AVX-512's.
-// Checked by compiling and on emulated instructions (tests/cpp/avx512_emulated.h); its figures are not known.
 
 #include <immintrin.h>
 
@@ -13,6 +12,17 @@ namespace sparse24::cpu::avx512_vnni {
 namespace {
 
 #include "avx512_vec-inl.h"
+using HalfVec = __m512i;
+static inline HalfVec load_halves32(const BFloat16* p) { return _mm512_loadu_si512(p); }
+static inline HalfVec expand_halves(const BFloat16* kept, std::uint64_t mask) {
+  const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kept));
+  return _mm512_maskz_expand_epi16(static_cast<__mmask32>(mask), _mm512_castsi256_si512(values));
+}
+static inline Vec dot_halves(Vec sums, HalfVec weight, HalfVec x) {
+  return _mm512_dpbf16_ps(sums, (__m512bh)weight, (__m512bh)x);
+}
+
+#include "few_halves-inl.h"
 #include "pairs-inl.h"
 
 struct BytePairs {
@@ -44,7 +54,15 @@ struct HalfPairs {
 
 const char* why_not() {
   const Features& f = machine().features;
-  return f.avx512 && f.avx512_vnni && f.avx512_bf16 ? "" : "the CPU has no AVX-512 VNNI and BF16";
+  return f.avx512 && f.avx512_vnni && f.avx512_bf16 && f.avx512_vbmi2 ? ""
+                                                                      : "the CPU has no AVX-512 VNNI, BF16 and VBMI2";
+}
+
+// One token is as fast widened to float32, which two picks take it to, and more exact.
+bool linear_halves(const Linear& a, const Tuning& tuning) {
+  if (a.n == 0 || a.m == 0) return true;
+  return a.n <= tuning.few_halves && a.n <= kMostHalfTokens ? linear_few_halves(a, tuning)
+                                                            : linear_pairs<HalfPairs>(a, tuning);
 }
 
 }  // namespace
@@ -67,7 +85,7 @@ const Kernels kernels = {
       return avx512::kernels.quantize(x, count, scale, to);
     },
     linear_pairs<BytePairs>,
-    linear_pairs<HalfPairs>,
+    linear_halves,
     nullptr,
     nullptr};
 

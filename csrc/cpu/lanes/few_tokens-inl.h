@@ -8,6 +8,10 @@
 //     values   a b of g0, a b of g1 | a b of g2, a b of g3
 //
 // so that pick() takes lanes 0 and 1 of every part from `even`, 2 and 3 from `odd`, each by its 2-bit index.
+//
+// That is two picks for every token. Where the machine expands (kExpands: AVX-512 puts kept values to their places
+// among zeros by a mask of bits), from kExpandedTokens on the weight is expanded once for all tokens instead, which
+// then multiply as if it were dense: twice the multiply-adds, and nothing else.
 #pragma once
 
 #include "epilogue-inl.h"
@@ -40,10 +44,41 @@ struct DotSums {
   Vec chain[R][T][kChains];
 };
 
+// Whether T tokens see expanded weights, and their activations in plain order.
+template <int T>
+constexpr bool kExpanded = kExpands && T >= kExpandedTokens;
+
+// One block of columns of R rows times T tokens, their activations in plain order, by expanded weights.
+template <int T, int R, typename W>
+[[gnu::always_inline]] static inline void expanded_times_tokens(const Rows<W>& rows, const float* const* x,
+                                                                std::int64_t col, DotSums<T, R>& sums) {
+  std::uint64_t masks[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) masks[r] = expansion_masks(rows.indices + r * rows.index_stride);
+#pragma GCC unroll 8
+  for (std::int64_t v = 0; v < kBlockCols / kLanes; ++v) {
+    Vec weight[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      weight[r] = expand(rows.values + r * rows.value_stride + v * (kLanes / 2), masks[r]);
+      masks[r] >>= kLanes;
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const Vec activations = load(x[t] + col + v * kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        Vec& sum = sums.chain[r][t][v % DotSums<T, R>::kChains];
+        sum = fma(weight[r], activations, sum);
+      }
+    }
+  }
+}
+
 // One block of columns of R rows times T tokens. x [T] as arrange() has them, from this block on.
 template <int T, int R, typename W>
-[[gnu::always_inline]] static inline void block_times_tokens(const Rows<W>& rows, const float* const* x,
-                                                             std::int64_t col, DotSums<T, R>& sums) {
+[[gnu::always_inline]] static inline void picked_times_tokens(const Rows<W>& rows, const float* const* x,
+                                                              std::int64_t col, DotSums<T, R>& sums) {
 #pragma GCC unroll 8
   for (std::int64_t v = 0; v < kBlockVectors; ++v) {
     Vec weight[R];
@@ -62,6 +97,16 @@ template <int T, int R, typename W>
         sum = fma(weight[r], pick(even, odd, index[r]), sum);
       }
     }
+  }
+}
+
+template <int T, int R, typename W>
+[[gnu::always_inline]] static inline void block_times_tokens(const Rows<W>& rows, const float* const* x,
+                                                             std::int64_t col, DotSums<T, R>& sums) {
+  if constexpr (kExpanded<T>) {
+    expanded_times_tokens(rows, x, col, sums);
+  } else {
+    picked_times_tokens(rows, x, col, sums);
   }
 }
 
@@ -153,7 +198,20 @@ static Decode<W> pick_decode(std::int64_t tokens, int streams) {
                                              decode<W, 5, 1>, decode<W, 6, 1>, decode<W, 7, 1>, decode<W, 8, 1>};
   static constexpr Decode<W> kTwo[] = {decode<W, 1, 2>, decode<W, 2, 2>, decode<W, 3, 2>, decode<W, 4, 2>};
   if (streams == 4 && tokens == 1) return decode<W, 1, 4>;
+  if constexpr (kExpands) {  // rows share the loads of activations, and 32 registers hold their sums
+    static constexpr Decode<W> kMore[] = {decode<W, 2, 4>, decode<W, 3, 4>, decode<W, 4, 4>, decode<W, 5, 4>,
+                                          decode<W, 6, 4>, decode<W, 7, 3>, decode<W, 8, 3>};
+    if (tokens >= kExpandedTokens) return kMore[tokens - 2];
+  }
   return streams >= 2 && tokens <= 4 ? kTwo[tokens - 1] : kOneStream[tokens - 1];
+}
+
+// Parts of m rows, a thread each: one is worth waking for about 64 KB of weights, and takes whole groups of four rows.
+static inline std::int64_t few_parts(std::int64_t m, std::int64_t padded, std::size_t bytes, int threads) {
+  const std::int64_t wish = usable_threads(threads), fours = (m + 3) / 4;
+  const std::int64_t paying = m * padded * static_cast<std::int64_t>(bytes) / (128 << 10) + 1;
+  const std::int64_t parts = wish < paying ? wish : paying;
+  return parts < fours ? parts : fours;
 }
 
 template <typename W>
@@ -162,16 +220,18 @@ static bool linear_few(const Linear& a, const Tuning& tuning) {
   const float* x[kMaxFewTokens];
   float* arranged = scratch(Scratch::kInput, a.n * padded);
   for (std::int64_t t = 0; t < a.n; ++t) {
-    arrange(static_cast<const float*>(a.x) + t * a.x_stride, a.k, padded, arranged + t * padded);
+    const float* from = static_cast<const float*>(a.x) + t * a.x_stride;
+    if (!kExpands || a.n < kExpandedTokens) {
+      arrange(from, a.k, padded, arranged + t * padded);
+    } else {
+      std::memcpy(arranged + t * padded, from, static_cast<std::size_t>(a.k) * sizeof(float));
+      for (std::int64_t i = a.k; i < padded; ++i) arranged[t * padded + i] = 0;
+    }
     x[t] = arranged + t * padded;
   }
   const Decode<W> run = pick_decode<W>(a.n, tuning.streams);
   const std::int64_t ahead = sizeof(W) == 4 ? tuning.prefetch_wide : tuning.prefetch_narrow;
-  // A thread is worth waking for about 64 KB of weights, and takes whole groups of four rows.
-  const std::int64_t wish = usable_threads(a.threads), fours = (a.m + 3) / 4;
-  const std::int64_t paying = a.m * padded * static_cast<std::int64_t>(sizeof(W)) / (128 << 10) + 1;
-  std::int64_t parts = wish < paying ? wish : paying;
-  if (parts > fours) parts = fours;
+  const std::int64_t parts = few_parts(a.m, padded, sizeof(W), a.threads), fours = (a.m + 3) / 4;
   std::uint64_t wrong = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1) reduction(| : wrong)
   for (std::int64_t part = 0; part < parts; ++part) {

@@ -172,7 +172,11 @@ static void pack_rows(const float* const* rows, std::int64_t vectors, std::int64
         store(out + (c + 3) * stride, v3);
       }
       for (; c < end; ++c) {
-        for (std::int64_t t = 0; t < kLanes; ++t) out[c * stride + t] = c < present ? tokens[t][k + c] : 0.0f;
+        for (std::int64_t t = 0; t < kLanes; ++t) {  // as bytes: pairs-inl.h packs words that are no floats
+          float one = 0;
+          if (c < present) std::memcpy(&one, tokens[t] + k + c, sizeof one);
+          std::memcpy(out + c * stride + t, &one, sizeof one);
+        }
       }
     }
   }

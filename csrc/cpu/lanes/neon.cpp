@@ -16,6 +16,8 @@ constexpr std::int64_t kLanes = 4;
 
 // Twenty sums leave registers for loads in flight.
 constexpr std::int64_t kMaxVectors = 20;
+constexpr bool kExpands = false;
+constexpr std::int64_t kExpandedTokens = 0;
 
 static inline Vec broadcast(float x) { return vdupq_n_f32(x); }
 static inline Vec zero() { return broadcast(0.0f); }

@@ -20,54 +20,60 @@ constexpr std::int64_t kPairings = 6, kMaxPairVectors = kMaxVectors < 10 ? kMaxV
 // Which of the six pairs a nibble of indices a + 4 b names: 01 02 03 12 13 23. Disordered ones name any.
 constexpr std::uint8_t kPairing[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 0, 0, 2, 4, 5, 0};
 
-// Four 8-bit activations of a token and group, low byte first, as a pair of 16 bits.
-static inline std::uint32_t pair_of_bytes(std::uint32_t four, int a, int b) {
-  const auto low = static_cast<std::uint32_t>(static_cast<std::int32_t>(four << (24 - 8 * a)) >> 24);
-  const auto high = static_cast<std::uint32_t>(static_cast<std::int32_t>(four << (24 - 8 * b)) >> 24);
-  return (low & 0xffffu) | high << 16;
+// 32-bit words of the rows of `lanes` tokens, [words][lanes], from byte `begin` on. Bytes from `end` on count as
+// zeros. pack_rows moves four words of a row at a time, whatever they hold.
+static void pack_words(const char* const* rows, std::int64_t lanes, std::int64_t begin, std::int64_t end,
+                       std::int64_t words, std::uint32_t* to) {
+  const std::int64_t whole = (end - begin) / 4 < words ? (end - begin) / 4 : words;
+  const float* from[kMaxPairVectors * kLanes];
+  for (std::int64_t i = 0; i < lanes; ++i) from[i] = reinterpret_cast<const float*>(rows[i] + begin);
+  pack_rows(from, lanes / kLanes, 0, whole, words, reinterpret_cast<float*>(to));
+  const std::int64_t rest = end - begin - 4 * whole;
+  if (whole == words || rest <= 0) return;
+  for (std::int64_t i = 0; i < lanes; ++i) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, rows[i] + begin + 4 * whole, static_cast<std::size_t>(rest));
+    to[whole * lanes + i] = word;
+  }
 }
 
-// The tile's columns [k, k + cols) of `lanes` tokens.
+// The six pairs of a group's activations, of 16 bits each: columns 0 and 1 in `low`, 2 and 3 in `high`.
+static inline void store_pairs(std::uint32_t low, std::uint32_t high, std::int64_t lanes, std::uint32_t* to) {
+  const std::uint32_t a = low & 0xffffu, b = low >> 16, c = high << 16, d = high & 0xffff0000u;
+  to[0] = low;
+  to[lanes] = a | c;
+  to[2 * lanes] = a | d;
+  to[3 * lanes] = b | c;
+  to[4 * lanes] = b | d;
+  to[5 * lanes] = high;
+}
+
+// The tile's columns [k, k + 4 groups) of `lanes` tokens.
 static void pack_pairs(const std::int8_t* const* x, std::int64_t lanes, std::int64_t k, std::int64_t live,
                        std::int64_t groups, std::uint32_t* tile) {
-  std::uint32_t four[kMaxPairVectors * kLanes];
+  alignas(64) std::uint32_t words[kBlockCols / 4 * kMaxPairVectors * kLanes];
+  pack_words(reinterpret_cast<const char* const*>(x), lanes, k, live, groups, words);
+  const auto widened = [](std::uint32_t word, int byte) {  // sign-extended, in the low half
+    return static_cast<std::uint32_t>(static_cast<std::int32_t>(word << (24 - 8 * byte)) >> 24) & 0xffffu;
+  };
   for (std::int64_t g = 0; g < groups; ++g) {
-    const std::int64_t col = k + 4 * g, count = live - col;
+    const std::uint32_t* from = words + g * lanes;
     for (std::int64_t i = 0; i < lanes; ++i) {
-      std::uint32_t bytes = 0;
-      if (count >= 4) {
-        std::memcpy(&bytes, x[i] + col, 4);
-      } else {
-        for (std::int64_t c = 0; c < count; ++c)
-          bytes |= std::uint32_t{static_cast<std::uint8_t>(x[i][col + c])} << (8 * c);
-      }
-      four[i] = bytes;
-    }
-    int pairing = 0;
-    for (int a = 0; a < 3; ++a) {
-      for (int b = a + 1; b < 4; ++b, ++pairing) {
-        std::uint32_t* to = tile + (g * kPairings + pairing) * lanes;
-        for (std::int64_t i = 0; i < lanes; ++i) to[i] = pair_of_bytes(four[i], a, b);
-      }
+      const std::uint32_t low = widened(from[i], 0) | widened(from[i], 1) << 16;
+      const std::uint32_t high = widened(from[i], 2) | widened(from[i], 3) << 16;
+      store_pairs(low, high, lanes, tile + g * kPairings * lanes + i);
     }
   }
 }
 
 [[maybe_unused]] static void pack_pairs(const BFloat16* const* x, std::int64_t lanes, std::int64_t k, std::int64_t live,
                                         std::int64_t groups, std::uint32_t* tile) {
-  std::uint32_t column[4][kMaxPairVectors * kLanes];
+  alignas(64) std::uint32_t words[kBlockCols / 2 * kMaxPairVectors * kLanes];
+  pack_words(reinterpret_cast<const char* const*>(x), lanes, 2 * k, 2 * live, 2 * groups, words);
   for (std::int64_t g = 0; g < groups; ++g) {
-    for (std::int64_t c = 0; c < 4; ++c) {
-      const std::int64_t col = k + 4 * g + c;
-      for (std::int64_t i = 0; i < lanes; ++i) column[c][i] = col < live ? x[i][col].bits : 0;
-    }
-    int pairing = 0;
-    for (int a = 0; a < 3; ++a) {
-      for (int b = a + 1; b < 4; ++b, ++pairing) {
-        std::uint32_t* to = tile + (g * kPairings + pairing) * lanes;
-        for (std::int64_t i = 0; i < lanes; ++i) to[i] = column[a][i] | column[b][i] << 16;
-      }
-    }
+    const std::uint32_t* from = words + 2 * g * lanes;
+    for (std::int64_t i = 0; i < lanes; ++i)
+      store_pairs(from[i], from[lanes + i], lanes, tile + g * kPairings * lanes + i);
   }
 }
 
@@ -196,7 +202,8 @@ static bool linear_pairs(const Linear& a, const Tuning& tuning) {
   if (a.n == 0 || a.m == 0) return true;
   const int threads = paying_threads(a.threads, a.n * a.m * (a.k / 4));
   Tuning own = tuning;
-  if (own.vectors > kMaxPairVectors) own.vectors = kMaxPairVectors;
+  own.vectors = tuning.pair_vectors < kMaxPairVectors ? tuning.pair_vectors : static_cast<int>(kMaxPairVectors);
+  own.tile_cols = tuning.pair_cols;
   const TilePlan plan(own, a.n, threads);
   const Split split(a.m, plan.tiles, threads);
   std::uint64_t wrong = 0;

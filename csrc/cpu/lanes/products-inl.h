@@ -11,6 +11,8 @@
 //   Indices, load_indices, pick                   the 2-bit indices of kLanes kept values, and what they name
 //   load_masked, load_lanes                       some lanes; each lane from its own address
 //   sum                                           of all lanes
+//   kExpands, kExpandedTokens                     whether kept values can be put to their places by a mask of bits,
+//                                                 and for how many tokens that pays: expansion_masks, expand
 //   Pairs ...                                     see pairs-inl.h
 #pragma once
 

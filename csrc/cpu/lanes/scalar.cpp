@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::int64_t kLanes = 4;
 constexpr std::int64_t kMaxVectors = 8;
+constexpr bool kExpands = false;
+constexpr std::int64_t kExpandedTokens = 0;
 
 struct Vec {
   float lane[4];

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..masks import Pattern, decompress, is_sparse24, prune_
+from ..masks import decompress, is_sparse24, kept_share, prune_
 from ..nn.compressed import DTYPES
-from ..pruning.prunable import _HEADS_ANYWHERE, _HEADS_AT_TOP
-from ..pruning.rules import ByMagnitude
+from ..pruning.layers import compressed_bytes
+from ..pruning.rules import unfit
 from ..report import Report, Row
-from .formats import FileError, StateFile, first_line
+from .choice import RULE, Choice, Shown, check_patterns, reasons_not_to
+from .formats import StateFile, Unreadable, first_line
 
-_RULE = ByMagnitude(Pattern(2, 4))
-#: Names of layers that look rows up; their weights are not multiplied.
-_TABLES = ("embed", "wte", "wpe", "relative_attention_bias")
-#: Names under which transformers' Conv1D stores weights as [in, out], and others as [out, in].
-_EITHER_WAY = {"c_attn", "c_proj", "c_fc", "q_attn"}
+_NAN = float("nan")
 
 
 def report(file: StateFile) -> Report:
@@ -39,7 +34,14 @@ def report(file: StateFile) -> Report:
             rows.append(_compressed_row(name, tensor, indices))
         elif tensor.layout == torch.strided and tensor.is_floating_point() and tensor.dim() in (2, 4):
             rows.append(_dense_row(name, tensor))
+    rows += [_unread_row(name, each) for name, each in file.state.items() if isinstance(each, Unreadable)]
     return Report(tuple(rows), action="2:4")
+
+
+def _unread_row(name: str, each: Unreadable) -> Row:
+    return Row(
+        name, each.dtype, each.shape, False, f"dtype {each.dtype}, which torch cannot read", _NAN, 0, 0
+    )
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -48,26 +50,21 @@ def _dtype_name(tensor: Tensor) -> str:
 
 def _dense_row(name: str, tensor: Tensor) -> Row:
     size = tensor.numel() * tensor.element_size()
+    if reason := unfit(tensor):
+        return Row(
+            name, _dtype_name(tensor), tuple(tensor.shape), False, reason, kept_share(tensor), size, size
+        )
     sparse = is_sparse24(tensor)
-    compressed = _compressed_bytes(tensor)
-    after, reason = size, ""
+    compressed = compressed_bytes(tensor.shape, tensor.element_size())
+    after = size
     if tensor.dtype not in DTYPES:
         reason = f"sparse layers hold {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}: cast it"
     elif sparse:
         after = compressed
     else:
         reason = f"not 2:4 along dim 1; pruned and compressed it would take {compressed:,}"
-    kept = float((tensor != 0).sum()) / tensor.numel() if tensor.numel() else 1.0
+    kept = kept_share(tensor) if tensor.numel() else 1.0
     return Row(name, _dtype_name(tensor), tuple(tensor.shape), sparse, reason, kept, size, after)
-
-
-def _compressed_bytes(weight: Tensor) -> int:
-    """Bytes of values [out, K/2] and indices [out, K/8] of a Linear's or a Conv2d's weight."""
-    columns = weight.shape[1]
-    if weight.dim() == 4:
-        columns = ops.round_up(columns, 4) * weight.shape[2] * weight.shape[3]
-    padded = ops.round_up(columns, 8)
-    return weight.shape[0] * (padded // 2 * weight.element_size() + padded // 8)
 
 
 def _compressed_row(name: str, values: Tensor, indices: Tensor) -> Row:
@@ -81,107 +78,76 @@ def _compressed_row(name: str, values: Tensor, indices: Tensor) -> Row:
     return Row(name, _dtype_name(values), shape, True, "compressed already", kept, size, size)
 
 
-def prune(file: StateFile, select: Sequence[str] = ()) -> tuple[StateFile, Report]:
+def prune(
+    file: StateFile,
+    select: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    vocabularies: frozenset[int] = frozenset(),
+) -> tuple[StateFile, Report]:
     """Prune weights to 2:4 along dim 1 by magnitude; ``file`` is not changed.
 
-    Without the model, names have to tell what a tensor is: pruned is ``*weight`` of two or more
-    dimensions and of at least 4 input channels, unless its name or its shape says that it is an embedding
-    (or shares memory with one), an output head, or one that may be stored as [in, out].
+    Without the model, names and shapes have to tell what a tensor is (``choice``): pruned is ``*weight`` of
+    two or four dimensions and of at least 4 input channels, unless it may be an embedding (or shares memory
+    with one), an output head, an adapter, or one that is stored as [in, out]. The state_dicts in a
+    checkpoint are pruned where they stand.
 
     Args:
         file: what :func:`read` returned.
         select: names or fnmatch patterns; prune these alone, whatever their names say.
+        skip: names or fnmatch patterns; never prune these.
+        vocabularies: numbers of rows of embeddings and output heads.
 
     Returns:
-        The pruned copy, and one row for each tensor of two or more dimensions.
+        The pruned copy, and one row for each floating tensor of two or more dimensions.
 
     Raises:
-        FileError: a pattern in ``select`` that matches no tensor.
+        FileError: a pattern in ``select`` or ``skip`` that matches no tensor.
     """
-    tensors = {name: t for name, t in file.tensors.items() if t.dim() >= 2 and t.is_floating_point()}
-    for pattern in select:
-        if not fnmatch.filter(tensors, pattern):
-            raise FileError(f"--select {pattern} matches no tensor; there are: {', '.join(tensors)}")
-    reasons = {name: _why_not(name, tensor, select) for name, tensor in tensors.items()}
-    if not select:
-        _skip_heads(reasons, tensors)
-        _skip_tied(reasons, tensors)
+    choice = Choice(select, skip, vocabularies)
+    shown = {each.path: {n: _shown(t) for n, t in each.tensors.items()} for each in file.state_dicts}
+    prefixes = {each.path: each.prefix for each in file.state_dicts}
+    names = [prefixes[path] + n for path, held in shown.items() for n, one in held.items() if one.has_row]
+    check_patterns(names, choice)
     state = copy.copy(file.state)  # with the attribute by which torch knows versions of modules
     rows: list[Row] = []
-    done: dict[tuple[Any, ...], Tensor] = {}
-    for name, tensor in tensors.items():
-        reason = reasons[name]
-        if not reason:
-            if _place(tensor) not in done:
-                done[_place(tensor)] = tensor.clone()
-                prune_(done[_place(tensor)])
-            state[name] = done[_place(tensor)]
-        rows.append(_pruned_row(name, state[name], not reason, reason))
+    done: dict[Hashable, Tensor] = {}
+    for each in file.state_dicts:
+        pruned: dict[str, Tensor] = {}
+        for name, reason in reasons_not_to(shown[each.path], choice, each.prefix).items():
+            tensor = each.tensors[name]
+            if not reason:
+                if _place(tensor) not in done:
+                    done[_place(tensor)] = tensor.clone()
+                    prune_(done[_place(tensor)])
+                tensor = pruned[name] = done[_place(tensor)]
+            rows.append(_pruned_row(each.prefix + name, tensor, reason))
+        state = _with(state, each.path, pruned)
     return dataclasses.replace(file, state=state), Report(tuple(rows), action="pruned")
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
+def _with(state: Any, path: Sequence[str], pruned: dict[str, Tensor]) -> Any:
+    """A copy of a mapping with other tensors in the mapping at ``path``; what is beside it is the same."""
+    copied = copy.copy(state)
+    if path:
+        copied[path[0]] = _with(state[path[0]], path[1:], pruned)
+    else:
+        copied.update(pruned)
+    return copied
+
+
+def _place(tensor: Tensor) -> Hashable:
     """Equal for two views of the same memory in the same order."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _why_not(name: str, tensor: Tensor, select: Sequence[str]) -> str:
-    """Why a tensor is not pruned, by itself; empty if it may be."""
-    if tensor.layout != torch.strided:
-        return f"layout {tensor.layout}"
-    if obstacle := _RULE.obstacle(tensor, 1):
-        return obstacle
-    if select:
-        return "" if any(fnmatch.fnmatchcase(name, pattern) for pattern in select) else "not selected"
-    return _why_not_by_name(name)
+def _shown(tensor: Tensor) -> Shown:
+    strided = tensor.layout == torch.strided
+    return Shown(tuple(tensor.shape), tensor.dtype, _place(tensor) if strided else None, tensor.layout)
 
 
-def _why_not_by_name(name: str) -> str:
-    *layer, attribute = name.split(".")
-    if not attribute.endswith("weight"):
-        return "not named *weight"
-    if any(table in part.lower() for part in layer[-2:] for table in _TABLES):
-        return "an embedding by its name"
-    if layer and layer[-1] in _EITHER_WAY:
-        return "may be stored as [in, out]: prune the model with Sparsifier, or --select it if [out, in]"
-    return ""
-
-
-def _skip_heads(reasons: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Mark the last weight of every part named like an output head, and what is shaped like one."""
-    candidates = [name for name, reason in reasons.items() if not reason]
-    if len(candidates) < 2:
-        return
-    for name in candidates:
-        tensor = tensors[name]
-        if tensor.dim() == 2 and tensor.shape[0] < tensor.shape[1] and tensor.shape[0] % 8:
-            reasons[name] = (
-                f"an output head by its shape ({tensor.shape[0]} outputs); --select it to prune it"
-            )
-    last = {part: name for name in candidates if (part := _head_part(name))}
-    for part, name in last.items():
-        reasons[name] = f"an output head by its name ({part}); --select it to prune it"
-
-
-def _head_part(name: str) -> str:
-    """The part of a name that is an output head's, with what is before it; empty if none is."""
-    parts = name.split(".")[:-1]
-    for i, part in enumerate(parts):
-        if part in _HEADS_ANYWHERE or (i == 0 and part in _HEADS_AT_TOP):
-            return ".".join(parts[: i + 1])
-    return ""
-
-
-def _skip_tied(reasons: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
-    tables = {_place(tensors[n]): n for n, reason in reasons.items() if reason.startswith("an embedding")}
-    for name, reason in reasons.items():
-        if not reason and (table := tables.get(_place(tensors[name]))):
-            reasons[name] = f"tied to the embedding {table}; --select it to prune it"
-
-
-def _pruned_row(name: str, tensor: Tensor, done: bool, reason: str) -> Row:
+def _pruned_row(name: str, tensor: Tensor, reason: str) -> Row:
     size = tensor.numel() * tensor.element_size()
-    known = tensor.layout == torch.strided and tensor.numel() > 0
-    kept = float((tensor != 0).sum()) / tensor.numel() if known else 1.0
-    remark = _RULE.remark(tensor, 1) if done else reason
-    return Row(name, _dtype_name(tensor), tuple(tensor.shape), done, remark, kept, size, size)
+    remark = reason or RULE.remark(tensor, 1)
+    return Row(
+        name, _dtype_name(tensor), tuple(tensor.shape), not reason, remark, kept_share(tensor), size, size
+    )

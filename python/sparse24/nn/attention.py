@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .forms import NotSparse24Error
 from .linear import SparseLinear
+from .tracing import leaf_of
 
 
 class SparseMultiheadAttention(nn.Module):
@@ -64,7 +65,8 @@ class SparseMultiheadAttention(nn.Module):
         self.v_proj = SparseLinear(self.vdim, embed_dim, bias, device, dtype)
         self.out_proj = SparseLinear(embed_dim, embed_dim, bias, device, dtype)
         for name in ("bias_k", "bias_v"):
-            extra = torch.zeros((1, 1, embed_dim), device=device, dtype=self.q_proj.values.dtype)
+            with torch.inference_mode(False):
+                extra = torch.zeros((1, 1, embed_dim), device=device, dtype=self.q_proj.values.dtype)
             self.register_parameter(name, nn.Parameter(extra, False) if add_bias_kv else None)
 
     def forward(
@@ -82,6 +84,15 @@ class SparseMultiheadAttention(nn.Module):
 
         ``is_causal`` is a hint that ``attn_mask`` is the causal mask, and only ever saves reading it.
         """
+        options = {
+            "key_padding_mask": key_padding_mask,
+            "need_weights": need_weights,
+            "attn_mask": attn_mask,
+            "average_attn_weights": average_attn_weights,
+            "is_causal": is_causal,
+        }
+        if (leaf := leaf_of(self, (query, key, value), options)) is not None:
+            return cast(tuple[Tensor, Tensor | None], leaf)
         if is_causal and attn_mask is None:
             raise ValueError("is_causal says that attn_mask is causal: give attn_mask too")
         self._check_shapes(query, key, value)
@@ -215,6 +226,7 @@ class SparseMultiheadAttention(nn.Module):
             setattr(sparse, name, extra)
         return sparse.train(module.training)
 
+    @torch.inference_mode(False)
     def to_dense(self) -> nn.MultiheadAttention:
         """The equal ``nn.MultiheadAttention``, zeros included, with parameters that require gradients."""
         dense = nn.MultiheadAttention(**_arguments(self), device="meta")

@@ -13,6 +13,7 @@ from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight
 from . import int8, on_device
 from .forms import Form, compress_weight
+from .tracing import is_traced
 from .weight import CompressedWeight
 
 #: Weight dtypes that the products take.
@@ -28,7 +29,9 @@ FORMAT = 1
 
 
 def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd has to see the product of these."""
+    """Whether autograd has to see the product of these; a trace of TorchScript cannot hold it."""
+    if is_traced():
+        return False
     return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
 
 
@@ -52,6 +55,7 @@ class CompressedModule(nn.Module):
     #: Of the dense weight, where it is stored as int8.
     _float_dtype = torch.float32
 
+    @torch.inference_mode(False)  # a layer that is built inside it may be called outside
     def __init__(
         self,
         rows: int,

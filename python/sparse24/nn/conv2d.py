@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
@@ -16,6 +17,7 @@ from ..ops.cuda.weights import Weight
 from . import grad, int8
 from .compressed import CompressedModule, wants_grad
 from .forms import Conv2dForm, compress_weight
+from .tracing import leaf_of, refuse_onnx
 
 
 class SparseConv2d(CompressedModule):
@@ -96,6 +98,10 @@ class SparseConv2d(CompressedModule):
 
     def _general(self, input: Tensor) -> Tensor:
         """What the short way does not take: gradients, other devices, listeners, padding, wrong inputs."""
+        if isinstance(input, Proxy):
+            leaf: Tensor | None = leaf_of(self, (input,))
+            return self._recorded(input) if leaf is None else leaf
+        refuse_onnx(self)
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
                 f"input must be [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W], "
@@ -106,6 +112,12 @@ class SparseConv2d(CompressedModule):
         if input.dim() == 3:
             return self._product(input.unsqueeze(0)).squeeze(0)
         return self._product(input)
+
+    def _recorded(self, input: Tensor) -> Tensor:
+        """The operators of the layer itself, for a graph of torch.fx of which it is the root."""
+        if self._written_padding is not None:
+            input = F.pad(input, self._written_padding, self._written_mode)
+        return ops.conv2d(input, *self._operands(), self.activation, self._window)
 
     def _product(self, input: Tensor) -> Tensor:
         if int8.is_int8(self):
@@ -146,6 +158,7 @@ class SparseConv2d(CompressedModule):
         sparse._fill(*compress_weight(weight, sparse._form, sparse.values.dtype), module.bias)
         return sparse.train(module.training)
 
+    @torch.inference_mode(False)
     def to_dense(self) -> nn.Conv2d:
         """The equal ``nn.Conv2d``, zeros included; its parameters require gradients, as new ones do.
 

@@ -8,21 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..masks import kept_share
 from ..ops import machine, names_of
 from ..ops.cuda import cusparselt
-from ..pruning import prunable
+from ..pruning.layers import DENSE, Owners, dense_class, is_transposed_linear
 from ..report import Report, Row
 from .attention import SparseMultiheadAttention
 from .compressed import DTYPES
 from .conv2d import SparseConv2d
 from .convertible import (
-    DENSE,
     SPARSE,
     FilterFn,
     bytes_of,
-    dense_class,
     layers_of,
-    owners_of,
     why_not_sparse,
     why_refused,
 )
@@ -30,6 +28,7 @@ from .dense_loads import accept_compressed
 from .fuse import folds_of
 from .linear import SparseLinear
 from .swap import CARRIED_HOOKS, Places, Undo, carry_over, places_of, put, set_fused_paths
+from .weight import CompressedWeight
 
 
 class Verdict(NamedTuple):
@@ -109,7 +108,7 @@ def to_sparse(
 
 def _plan(model: nn.Module, dtype: torch.dtype | None, filter_fn: FilterFn | None) -> list[tuple[str, str]]:
     """Name of every layer, and why it is left as it is, or "": all looked at before the first is touched."""
-    owners = owners_of(model)
+    owners = Owners(model)
     return [
         (name, why_refused(name, module, dtype, owners, filter_fn) or why_not_sparse(module, dtype))
         for name, module in layers_of(model)
@@ -137,7 +136,7 @@ def to_dense(model: nn.Module) -> Report:
     """Replace the compressed layers of ``model`` by dense ones, in place: the inverse of :func:`to_sparse`.
 
     The pruned weights stay zero, and activations that were folded are in their places again. What was
-    transformers' ``Conv1D`` comes back as ``nn.Linear``.
+    transformers' ``Conv1D`` comes back as one, [in, out].
 
     Raises:
         TypeError: ``model`` is no module.
@@ -157,7 +156,7 @@ def to_dense(model: nn.Module) -> Report:
         if activation != "none" and id(module) not in folds:
             rows.append(_row(name, module, None, f"fuses activation={activation!r}"))
             continue
-        dense = module.to_dense() if activation == "none" else without_activation(module).to_dense()
+        dense = _dense_of(module if activation == "none" else without_activation(module))
         replacements.append((module, dense))
         rows.append(_row(name, module, dense, ""))
     for old, new in replacements:  # every one is built: nothing can fail half-way
@@ -170,6 +169,20 @@ def to_dense(model: nn.Module) -> Report:
     return Report(tuple(rows))
 
 
+def _dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) -> nn.Module:
+    """What a compressed layer was: its ``to_dense()``, or transformers' ``Conv1D``."""
+    dense = module.to_dense()
+    conv1d = getattr(module, "_dense_class", None)
+    if conv1d is None:
+        return dense
+    assert isinstance(dense, nn.Linear)
+    with torch.device("meta"):  # no random numbers are drawn
+        restored: nn.Module = conv1d(dense.out_features, dense.in_features)
+    restored.weight = nn.Parameter(dense.weight.detach().t().contiguous())
+    restored.bias = dense.bias
+    return restored.train(module.training)
+
+
 def without_activation(layer: nn.Module) -> Any:
     """The layer, sharing its tensors, as if nothing had been folded into it."""
     twin: Any = object.__new__(type(layer))
@@ -178,7 +191,7 @@ def without_activation(layer: nn.Module) -> Any:
 
 
 def _refuse_root(model: nn.Module, kinds: tuple[type[nn.Module], ...], instead: str) -> None:
-    if isinstance(model, kinds) or prunable.is_transposed_linear(model):
+    if isinstance(model, kinds) or is_transposed_linear(model):
         raise ValueError(
             f"the model is itself a {type(model).__name__}, which cannot be swapped in place: use {instead}"
         )
@@ -201,12 +214,15 @@ def build(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
         return SparseMultiheadAttention.from_dense(module, dtype)
     weight: Tensor = module.weight.t()  # type: ignore[operator]
-    return SparseLinear.from_weight(weight, module.bias, dtype)  # type: ignore[arg-type]
+    sparse = SparseLinear.from_weight(weight, module.bias, dtype)  # type: ignore[arg-type]
+    sparse._dense_class = dense_class(module)
+    return sparse
 
 
 def _remark(module: nn.Module, names: list[str]) -> str:
     """What a reader should know of a layer that was converted."""
     dense = dense_class(module)
+    assert dense is not None
     remarks = []
     if len(names) > 1:
         remarks.append(f"also {', '.join(names[1:])}")
@@ -240,9 +256,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
 
 def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: str) -> Row:
     weights = [weight.detach() for weight in _weights(module)]
-    total = sum(weight.numel() for weight in weights)
-    countable = total > 0 and not any(weight.is_meta for weight in weights)
-    kept = sum(int(weight.count_nonzero()) for weight in weights) / total if countable else float("nan")
+    numbers = (w.dense() if isinstance(w, CompressedWeight) and not w.is_meta else w for w in weights)
     before = bytes_of(module)
     return Row(
         name=name,
@@ -250,7 +264,7 @@ def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: st
         shape=tuple(weights[0].shape) if weights else (),
         done=replacement is not None,
         reason=reason,
-        kept=kept,
+        kept=kept_share(*numbers),
         bytes_before=before,
         bytes_after=before if replacement is None else bytes_of(replacement),
     )

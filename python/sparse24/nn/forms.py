@@ -96,10 +96,11 @@ def compress_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> tuple[Ten
     """
     if weight.is_meta:
         raise ValueError("the weight is on the meta device and holds no data to compress: load it first")
-    matrix = form.to_matrix(weight.detach().to(dtype))
-    try:
-        compressed: tuple[Tensor, Tensor] = torch.ops.sparse24.compress(matrix)
-    except ValueError:
-        _check_matrix(matrix, form, weight)
-        raise
-    return compressed
+    with torch.inference_mode(False), torch.no_grad():  # tensors that gradients may pass by later
+        matrix = form.to_matrix(weight.detach().to(dtype))
+        try:
+            compressed: tuple[Tensor, Tensor] = torch.ops.sparse24.compress(matrix)
+        except ValueError:
+            _check_matrix(matrix, form, weight)
+            raise
+        return compressed

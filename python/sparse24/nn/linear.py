@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
@@ -12,6 +13,7 @@ from ..ops.cuda.weights import Weight
 from . import grad, int8
 from .compressed import CompressedModule, wants_grad
 from .forms import LinearForm, compress_weight
+from .tracing import leaf_of, refuse_onnx
 
 
 class SparseLinear(CompressedModule):
@@ -32,6 +34,9 @@ class SparseLinear(CompressedModule):
         ValueError: an unknown activation; in forward, an input whose last dim is not ``in_features``.
         TypeError: another dtype.
     """
+
+    #: transformers' ``Conv1D`` where ``to_sparse`` has converted one.
+    _dense_class: type[nn.Module] | None = None
 
     def __init__(
         self,
@@ -58,6 +63,10 @@ class SparseLinear(CompressedModule):
 
     def _general(self, input: Tensor) -> Tensor:
         """What the short way does not take: gradients, other devices, listeners, and wrong inputs."""
+        if isinstance(input, Proxy):
+            leaf: Tensor | None = leaf_of(self, (input,))
+            return ops.linear(input, *self._operands(), self.activation) if leaf is None else leaf
+        refuse_onnx(self)
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
         if int8.is_int8(self):
@@ -107,6 +116,7 @@ class SparseLinear(CompressedModule):
         module._fill(*compress_weight(weight, module._form, module.values.dtype), bias)
         return module
 
+    @torch.inference_mode(False)
     def to_dense(self) -> nn.Linear:
         """The equal ``nn.Linear``, zeros included; its parameters require gradients, as new ones do.
 

@@ -14,6 +14,7 @@ from .int8 import check_scales, dequantized, int8_conv2d, int8_linear
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
+from .mask_bits import apply_mask_bits_, pack_mask, unpack_mask
 from .product import activate
 from .registry import ACTIVATIONS, Error, cpu_isa, names_of, round_up
 
@@ -26,6 +27,7 @@ __all__ = [
     "Error",
     "Window",
     "activate",
+    "apply_mask_bits_",
     "call_conv2d",
     "call_linear",
     "check_scales",
@@ -44,7 +46,9 @@ __all__ = [
     "linear_torch",
     "names_of",
     "nm_mask_torch",
+    "pack_mask",
     "prune_torch_",
     "round_up",
     "transposable_mask_torch",
+    "unpack_mask",
 ]

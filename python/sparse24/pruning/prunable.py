@@ -1,13 +1,13 @@
 """Which weights of a network an N:M pattern applies to, along which dim, and why not the others.
 
 Prunable: the weights of ``Linear``, ``Conv1d`` to ``Conv3d`` and ``MultiheadAttention``, subclasses
-included, and of transformers' ``Conv1D``. Left alone unless selected by name: a weight tied to an
-embedding, and output heads, which a network feels most. A layer counts as an output head if
+included, and of transformers' ``Conv1D``. Left alone unless selected by name:
 
-* the model's ``get_output_embeddings()`` returns it, or
-* it is the last layer of a part named like one ("lm_head", "classifier", a top-level "fc", ...), or
-* it is the last layer of the model, and either as large as the largest embedding table (it scores
-  a vocabulary) or narrowing to a width that is not a multiple of 8 (it scores ten classes).
+* what would stay dense afterwards (``layers``): a layer without a kernel or with a ``forward`` of its own,
+  a weight that two layers share, one that is no smaller when compressed;
+* output heads, which a network feels most: what ``get_output_embeddings()`` returns, and what ``heads``
+  tells by name and place;
+* weights tied to an embedding, and adapters (LoRA's A and B).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .heads import adapter_part, output_heads
+from .layers import Owners, compressed_bytes, is_transposed_linear, stays_dense
+from .rules import unfit
+
 #: Children under which a module holds the one it stands in for (torch.compile, activation
 #: checkpointing, FSDP1); names leave them out.
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_HEADS_ANYWHERE = {"lm_head", "classifier", "output_projection", "embed_out"}
-_HEADS_AT_TOP = {"head", "heads", "fc", "out", "output", "score", "qa_outputs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Candidate:
     dim: int  #: groups run along it: the input channels
     blocked: str = ""  #: why it cannot be pruned
     skipped: str = ""  #: why it is left alone unless selected
+    dense: str = ""  #: why its layer would stay dense, pruned or not; left alone unless selected
     alias_of: str = ""  #: the name under which the same tensor was met first
 
     @property
@@ -106,15 +109,57 @@ def find_candidates(
         model: the network.
         custom_layers: further layer types, each with the names of its weights [out, in, ...].
     """
-    found = [
-        (candidate, module._parameters.get(candidate.attribute))
-        for name, module in model.named_modules()
-        if "parametrizations" not in name.split(".")
-        for candidate in _of_module(clean_name(name), module, custom_layers or {})
-    ]
+    owners = Owners(model)
+    attentions: dict[int, str] = {}  # why an attention stays dense, by the identity of its parts
+    found = []
+    for name, module in model.named_modules():
+        if "parametrizations" in name.split("."):
+            continue
+        dense = attentions.get(id(module), "")
+        if isinstance(module, nn.MultiheadAttention):
+            dense = _attention_stays_dense(module, name, owners)
+            attentions.update({id(part): dense for part in module.modules()})
+        for candidate in _of_module(clean_name(name), module, custom_layers or {}):
+            weight = module._parameters.get(candidate.attribute)
+            if not candidate.blocked and weight is not None:
+                raw_name = f"{name}.{candidate.attribute}" if name else candidate.attribute
+                reason = dense or _stays_dense(module, weight, owners.others(weight, raw_name))
+                candidate = dataclasses.replace(candidate, dense=reason)  # noqa: PLW2901
+            found.append((candidate, weight))
     heads = _output_heads(model, found)
     tables = _embedding_tables(model)
     return _merge_shared([_with_default(c, weight, heads, tables) for c, weight in found], found)
+
+
+def _attention_stays_dense(module: nn.MultiheadAttention, name: str, owners: Owners) -> str:
+    """An attention is converted whole or not at all."""
+    if reason := stays_dense(module):
+        return reason
+    if module.kdim == 3 or module.vdim == 3:  # a group of three is kept whole, and not 2:4
+        return "it is converted whole, and one of its weights has 3 input channels, too few to be pruned"
+    for own, weight in module.named_parameters():
+        if not own.endswith("weight") or weight.is_meta:
+            continue
+        if unusable := unfit(weight):
+            return f"it is converted whole, and its {own} cannot be: {unusable}"
+        if others := owners.others(weight, f"{name}.{own}" if name else own):
+            return f"it is converted whole, and its {own} is shared with {', '.join(map(clean_name, others))}"
+    return ""
+
+
+def _stays_dense(module: nn.Module, weight: Tensor, others: Sequence[str]) -> str:
+    """Why a weight of a layer would stay dense, as far as that can be said before it is pruned."""
+    if reason := stays_dense(module):
+        return reason
+    if others:
+        return f"its weight is shared with {', '.join(map(clean_name, others))}: untie it first"
+    if nn.parameter.is_lazy(weight) or weight.dim() < 2:
+        return ""
+    shape = tuple(reversed(weight.shape)) if is_transposed_linear(module) else tuple(weight.shape)
+    size = min(weight.element_size(), 4)
+    if compressed_bytes(shape, size) >= weight.numel() * size:
+        return f"it is no smaller when compressed ({compressed_bytes(shape, size):,} bytes)"
+    return ""
 
 
 def _of_module(
@@ -150,13 +195,6 @@ def _weights_of(
     return (), 1
 
 
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether ``module`` is transformers' ``Conv1D``, a Linear whose weight is [in, out]."""
-    return any(
-        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
-    )
-
-
 def _not_a_parameter(module: nn.Module, attribute: str) -> str:
     if parametrize.is_parametrized(module, attribute):
         steps = ", ".join(type(step).__name__ for step in module.parametrizations[attribute])  # type: ignore[index]
@@ -186,39 +224,25 @@ def _embedding_tables(model: nn.Module) -> dict[int, str]:
 
 def _output_heads(model: nn.Module, found: Sequence[tuple[Candidate, Tensor | None]]) -> dict[str, str]:
     """Reasons by parameter name."""
-    layers = [(c, weight) for c, weight in found if not c.blocked and weight is not None]
-    heads = {}
-    for candidate, _ in layers:
-        parts = candidate.layer.split(".")
-        named = [
-            i for i, part in enumerate(parts) if part in _HEADS_ANYWHERE or (i == 0 and part in _HEADS_AT_TOP)
-        ]
-        if named:
-            part_name = ".".join(parts[: named[0] + 1])
-            last = [c for c, _ in layers if f"{c.layer}.".startswith(f"{part_name}.")][-1]
-            heads[last.name] = f"an output head by its name ({part_name})"
-    if len(layers) > 1 and (reason := _scores_classes(model, layers[-1][1])):
-        heads.setdefault(layers[-1][0].name, reason)
+    layers = {c.name: weight for c, weight in found if not c.blocked and weight is not None}
+    shapes = {c.name: _out_first(c, layers[c.name]) for c, _ in found if c.name in layers}
+    others = [c.name for c, _ in found if c.name not in layers]
+    tables = [(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, nn.Embedding)]
+    heads = output_heads(shapes, others, tables)
     for module in model.modules():
         get_head = getattr(module, "get_output_embeddings", None)
         head = get_head() if callable(get_head) else None
         returned = None if head is None else head._parameters.get("weight")
-        for candidate, weight in layers:
+        for name, weight in layers.items():
             if weight is returned:
-                heads[candidate.name] = "an output head: get_output_embeddings() returns it"
+                heads[name] = "an output head: get_output_embeddings() returns it"
     return heads if len(layers) > 1 else {}
 
 
-def _scores_classes(model: nn.Module, weight: Tensor | None) -> str:
-    """Why the model's last weight is a head, by its shape [out, in]; empty if it is none."""
-    if weight is None or nn.parameter.is_lazy(weight) or weight.dim() != 2:
-        return ""
-    tables = [(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, nn.Embedding)]
-    if weight.shape == max(tables, default=(0, 0)):  # the vocabulary has the most rows
-        return f"an output head: the last layer, with one output for each of {weight.shape[0]} embeddings"
-    if weight.shape[0] < weight.shape[1] and weight.shape[0] % 8:
-        return f"an output head: the last layer, with {weight.shape[0]} outputs"
-    return ""
+def _out_first(candidate: Candidate, weight: Tensor) -> tuple[int, ...]:
+    """The shape [out, in, ...] of a weight; of one that is not initialized: ()."""
+    shape = () if nn.parameter.is_lazy(weight) else tuple(weight.shape)
+    return shape[::-1] if candidate.dim == 0 else shape
 
 
 def _with_default(
@@ -227,6 +251,8 @@ def _with_default(
     if candidate.blocked:
         return candidate
     reason = heads.get(candidate.name, "")
+    if part := adapter_part(candidate.name):
+        reason = f"an adapter by its name ({part})"
     if id(weight) in tables:
         reason = f"tied to the embedding {tables[id(weight)]}"
     return dataclasses.replace(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import Pattern, _crowded, magnitude_mask, parse_pattern, transposable_mask
+from .layers import not_plain
 from .sharding import cut, local
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -50,6 +51,8 @@ def unfit(weight: Tensor) -> str:
     """Why no rule can mask ``weight``, whatever its shape; empty if some can."""
     if nn.parameter.is_lazy(weight):
         return "not initialized: run a forward pass first"
+    if foreign := not_plain(weight):
+        return foreign
     if weight.dtype not in _DTYPES:
         return f"dtype {str(weight.dtype).removeprefix('torch.')}: only floating weights of 16 bits or more"
     if weight.device.type == "meta":

@@ -5,9 +5,11 @@ Importing ``torch.distributed.tensor`` takes most of a second, so it waits until
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -40,12 +42,15 @@ def to_sharded(part: Tensor, like: Tensor) -> Tensor:
     """The DTensor whose local part is ``part``, placed as ``like``; ``part`` if ``like`` is no DTensor."""
     if not is_sharded(like):
         return part
+    dtensor: Any = like
+    return whole_of(part, dtensor.device_mesh, dtensor.placements, like.shape, like.stride())
+
+
+def whole_of(part: Tensor, mesh: Any, placements: Any, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """The DTensor of ``shape`` whose local part is ``part``, without communication."""
     from torch.distributed.tensor import DTensor  # noqa: PLC0415
 
-    dtensor: Any = like
-    whole: Tensor = DTensor.from_local(
-        part, dtensor.device_mesh, dtensor.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+    whole: Tensor = DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
     return whole
 
 
@@ -60,3 +65,33 @@ def shard_like(whole: Tensor, like: Tensor) -> Tensor:
     copies = DTensor.from_local(whole.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
     part: Tensor = copies.redistribute(mesh, dtensor.placements)
     return part
+
+
+def reshard(model: nn.Module) -> None:
+    """Bring back the shards of FSDP2 where a forward pass has left a gathered copy in their place."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # importing it would cost the others 0.8 s
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
+def refuse_flat(model: nn.Module) -> None:
+    """Refuse what FSDP1 has flattened, where no weight has a shape of its own any more.
+
+    Raises:
+        ValueError: ``model`` or a part of it is wrapped in ``FullyShardedDataParallel``.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for name, module in model.named_modules():
+        flat = "_flat_param" in module._parameters or any(
+            getattr(p, "_fsdp_flattened", False) for p in module._parameters.values() if p is not None
+        )
+        if flat or isinstance(module, fsdp.FullyShardedDataParallel):
+            raise ValueError(
+                f"{name or 'the model'} is wrapped in FullyShardedDataParallel, which flattens weights so "
+                "that none can be masked: shard with torch.distributed.fsdp.fully_shard, which is supported"
+            )

@@ -9,10 +9,11 @@
 Nothing is global: a Sparsifier knows its model and the optimizers it was attached to. Parameters are
 looked up by name at every step, so the model may be moved, compiled, wrapped in
 ``DistributedDataParallel`` or sharded with ``fully_shard`` afterwards. The model's ``state_dict`` is
-left alone; the masks have their own.
+left alone; the masks have their own, and take a bit a weight in memory. A copy or a pickle of the
+Sparsifier together with its model and optimizer is attached as this one is.
 
 At a step, gradients of pruned weights are set to zero before the optimizer sees them, and the
-weights themselves after it. Hence:
+weights themselves after it: those that this optimizer holds, and no others. Hence:
 
 * Momentum and Adam's moments receive zeros from then on. What they held from dense training decays
   and never reaches a pruned weight; kept weights are updated exactly as without the Sparsifier.
@@ -28,25 +29,25 @@ More than 300 lines: one class, and a third of them is this contract and that of
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import sys
+import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from ..masks import apply_mask_
+from ..masks import kept_share
 from ..report import Report, Row
-from .prunable import Candidate, find_candidates, layer_at, named_layers, stored_weight, unwrap
+from .packed import PackedMask
+from .prunable import Candidate, find_candidates, layer_at, stored_weight, unwrap
 from .rules import MaskRule, rule_of
-from .sharding import local, shard_like, to_sharded
+from .selection import Select, chosen
+from .sharding import is_sharded, local, refuse_flat, reshard, shard_like, to_sharded
+from .steps import Attachment, Masters, Stepped, find_masters, stepping
 
 Score = str | Callable[[Tensor, str], Tensor]
-Select = Callable[[str, nn.Module], bool] | Iterable[str] | None
 
 
 class Sparsifier:
@@ -57,13 +58,14 @@ class Sparsifier:
         pattern: "N:M" ("2:4" is what hardware runs), or "transposable": 2:4 along rows and columns.
         score: "magnitude", or ``score(weight, name)`` returning a non-negative tensor of the weight's
             shape, the larger the better to keep. Under ``fully_shard`` it is given the local shard.
-        select: what to prune. None: every layer that can be, except output heads and weights tied to
-            an embedding (see ``prunable``). Otherwise ``select(layer_name, layer)``, or names and
-            ``fnmatch`` patterns of layers or parameters; it overrides those exceptions.
+        select: what to prune. None: every layer that runs sparse afterwards, except output heads, adapters
+            and weights tied to an embedding (see ``prunable``). Otherwise ``select(layer_name, layer)``,
+            or names and ``fnmatch`` patterns of layers or parameters; it overrides those exceptions.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a bad pattern or score, or a name in ``select`` that matches nothing.
+        ValueError: a bad pattern or score, a name in ``select`` that matches nothing, or a model in
+            ``FullyShardedDataParallel`` (``fully_shard`` is supported).
     """
 
     def __init__(
@@ -79,50 +81,71 @@ class Sparsifier:
             raise ValueError(f'score must be "magnitude" or a callable(weight, name), not {score!r}')
         if not isinstance(score, str) and not callable(score):
             raise TypeError(f'score must be "magnitude" or a callable, not {type(score).__name__}')
+        refuse_flat(model)
         self._model = unwrap(model)
         self._rule = rule_of(pattern)
         self._score = score
         self._candidates = self._find()
-        self._selected = _select(self._model, self._candidates, select)
-        self._masks: dict[str, Tensor] = {}
-        self._attached: list[tuple[weakref.ref[Optimizer], tuple[RemovableHandle, ...]]] = []
+        self._selects_all = select is None
+        self._selected = chosen(self._model, self._candidates, select)
+        self._masks: dict[str, PackedMask] = {}
+        self._steps_without_masks = 0
+        self._attached: list[weakref.ref[Attachment]] = []
 
     def _find(self) -> list[Candidate]:
         return find_candidates(self._model)
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Masks by parameter name: bool, True = kept; empty before :meth:`prune`."""
-        return dict(self._masks)
+        """Masks by parameter name: bool, True = kept, unpacked for the caller; empty before :meth:`prune`."""
+        return {name: mask.to_bool() for name, mask in self._masks.items()}
 
     def optimizers(self) -> list[Optimizer]:
         """The optimizers that are attached and alive."""
-        return [optimizer for known, _ in self._attached if (optimizer := known()) is not None]
+        attached = [attachment for known in self._attached if (attachment := known()) is not None]
+        return [optimizer for each in attached if (optimizer := each.optimizer) is not None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, with optimizers for the hooks on them: a copy is attached to their copies."""
+        return {**self.__dict__, "_attached": self.optimizers()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _attached=[])
+        for optimizer in state["_attached"]:
+            self.attach(optimizer)
 
     # ---- pruning ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prune(self) -> Report:
+    def prune(self, from_zeros: bool = False) -> Report:
         """Compute the masks from the weights as they are, write +0.0 over what they prune.
 
         May be called again, from the weights as they are then: what was pruned is not put back. All masks
         are computed before the first weight is changed.
 
+        Args:
+            from_zeros: prune every weight that is zero now, too. For a network that is sparser than the
+                pattern: its masks would otherwise keep zeros (a third of them, at 75 % sparsity), which
+                regrow in training.
+
         Returns:
             The report, with ``done`` for every pruned layer and a reason for every other.
 
         Raises:
-            TypeError, ValueError: ``score`` returned something unfit; nothing was changed.
+            TypeError, ValueError: ``score`` returned something unfit, or the model is in
+                ``FullyShardedDataParallel`` by now; nothing was changed.
         """
-        self._masks = self._compute_masks()
+        self._masks = self._compute_masks(from_zeros)
         self._mask_weights()
         return self.report()
 
-    def _compute_masks(self) -> dict[str, Tensor]:
+    def _compute_masks(self, from_zeros: bool = False) -> dict[str, PackedMask]:
         masks = {}
         for candidate, weight in self._prunable():
             mask = self._rule.mask(self._scores(candidate, weight), candidate.dim)
-            masks[candidate.name] = to_sharded(mask, weight)
+            if from_zeros:
+                mask &= local(weight) != 0
+            masks[candidate.name] = PackedMask(to_sharded(mask, weight))
         return masks
 
     def _scores(self, candidate: Candidate, weight: Tensor) -> Tensor:
@@ -148,12 +171,14 @@ class Sparsifier:
         layer = layer_at(self._model, path)
         parameter = None if layer is None else layer._parameters.get(attribute)
         if parameter is None:
+            refuse_flat(self._model)
             raise ValueError(f"{name} is no longer a parameter of the model: make a new Sparsifier for it")
         return parameter
 
     def _prunable(self) -> Iterator[tuple[Candidate, nn.Parameter]]:
         """The weights to prune, as the model holds them now."""
-        _reshard(self._model)
+        refuse_flat(self._model)
+        reshard(self._model)
         for candidate in self._candidates:
             if not candidate.alias_of and not self._why_not(candidate):
                 yield candidate, self._parameter(candidate.name)
@@ -162,66 +187,118 @@ class Sparsifier:
         """Why a weight is not to be pruned; empty if it is."""
         if candidate.blocked:
             return candidate.blocked
-        if (candidate.alias_of or candidate.name) not in self._selected:
+        if (candidate.alias_of or candidate.name) in self._selected:
+            return self._rule.obstacle(self._parameter(candidate.name), candidate.dim)
+        if candidate.skipped or not self._selects_all:
             return candidate.skipped or "not selected"
-        return self._rule.obstacle(self._parameter(candidate.name), candidate.dim)
+        weight = stored_weight(layer_at(self._model, candidate.module_name), candidate.attribute)
+        obstacle = "" if weight is None else self._rule.obstacle(weight, candidate.dim)
+        return obstacle or f"would stay dense: {candidate.dense}; select it by name to prune it"
 
     # ---- training -----------------------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizer) -> None:
         """Enforce the masks at every step of ``optimizer``; a second call for it does nothing.
 
-        Several optimizers may be attached, before or after :meth:`prune`.
+        Several optimizers may be attached, before or after :meth:`prune`; each enforces the masks of what
+        it holds. One that wraps another (of Accelerate, of torch.distributed, sharpness-aware) is enforced
+        where the one inside steps. Where the optimizer steps float32 copies of the model's 16-bit weights,
+        copies and weights are masked; they are told by shape, order and numbers.
 
         Raises:
-            TypeError: not a ``torch.optim.Optimizer``.
+            TypeError: no ``torch.optim.Optimizer`` that steps, nor a wrapper of one.
+            ValueError: it holds nothing of this model, or copies of which it cannot be told whose they are;
+                the model is in ``FullyShardedDataParallel``. Nothing was attached.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"attach needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        if any(known is optimizer for known in self.optimizers()):
+        known = self.optimizers()
+        new = [each for each in stepping(optimizer, "attach") if not any(each is k for k in known)]
+        if not new:
             return
-        handles = (
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        )
-        self._attached.append((weakref.ref(optimizer), handles))
+        refuse_flat(self._model)
+        reshard(self._model)
+        prunable = {c.name: self._parameter(c.name) for c in self._candidates if self._may_be_masked(c)}
+        masters = [find_masters(self._model, each, prunable) for each in new]
+        for each, copies in zip(new, masters, strict=True):
+            self._attached.append(weakref.ref(Attachment(self, each, copies)))
+
+    def _may_be_masked(self, candidate: Candidate) -> bool:
+        return not candidate.alias_of and (candidate.name in self._masks or not self._why_not(candidate))
 
     def detach(self) -> None:
         """Stop enforcing the masks. The masks and the zeros stay."""
-        for _, handles in self._attached:
-            for handle in handles:
-                handle.remove()
+        for known in self._attached:
+            if (attachment := known()) is not None:
+                attachment.remove()
         self._attached.clear()
 
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for _, parameter, mask in self._masked():
-            if parameter.grad is not None:
-                apply_mask_(local(parameter.grad), local(mask))
+    def _stepped(self, held: Sequence[Tensor], masters: Masters) -> list[Stepped]:
+        """The masked weights among what an optimizer holds."""
+        if any(is_sharded(tensor) for tensor in held):
+            reshard(self._model)
+        places = {id(tensor): place for place, tensor in enumerate(held)}
+        found = []
+        for name in self._masks:
+            parameter = self._parameter(name)
+            place = places.get(id(parameter), masters.get(name))
+            if place is not None:
+                found.append(Stepped(name, parameter, held[place]))
+        if not found:
+            refuse_flat(self._model)
+        return found
 
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._mask_weights()
+    def _is_current(self, stepped: Sequence[Stepped]) -> bool:
+        """Whether these are still the model's parameters."""
+        if any(is_sharded(each.held) for each in stepped[:1]):
+            reshard(self._model)
+        return all(self._parameter(each.name) is each.parameter for each in stepped)
+
+    @torch.no_grad()
+    def _mask_gradients(self, stepped: Sequence[Stepped]) -> None:
+        self._warn_without_masks()
+        for name, parameter, held in stepped:
+            if held.grad is not None:
+                self._mask_of(name, parameter).apply_(held.grad)
+
+    @torch.no_grad()
+    def _mask_stepped(self, stepped: Sequence[Stepped]) -> None:
+        for name, parameter, held in stepped:
+            mask = self._mask_of(name, parameter)
+            mask.apply_(parameter)
+            if held is not parameter:
+                mask.apply_(held)
+
+    def _warn_without_masks(self) -> None:
+        if self._masks:
+            return
+        self._steps_without_masks += 1
+        if self._steps_without_masks == 1:
+            warnings.warn(
+                "a Sparsifier is attached to this optimizer, but has no masks, so this step may fill zeros: "
+                "call prune() or load_state_dict() first, or detach() (said once)",
+                stacklevel=6,
+            )
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
         for _, parameter, mask in self._masked():
-            apply_mask_(local(parameter), local(mask))
+            mask.apply_(parameter)
 
-    def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    def _masked(self) -> Iterator[tuple[str, nn.Parameter, PackedMask]]:
         """Names, pruned parameters and their masks."""
-        _reshard(self._model)
+        reshard(self._model)
         for name in self._masks:
             parameter = self._parameter(name)
             yield name, parameter, self._mask_of(name, parameter)
 
-    def _mask_of(self, name: str, parameter: Tensor) -> Tensor:
+    def _mask_of(self, name: str, parameter: Tensor) -> PackedMask:
         """The mask of a parameter, which it follows to another device or sharding."""
         mask = self._masks[name]
         if mask.shape != parameter.shape:
+            refuse_flat(self._model)
             raise ValueError(
                 f"{name} is now {tuple(parameter.shape)}, its mask is {tuple(mask.shape)}: prune again"
             )
-        self._masks[name] = shard_like(mask, parameter)
+        self._masks[name] = mask.follow(parameter)
         return self._masks[name]
 
     # ---- checks and state ---------------------------------------------------------------------------
@@ -242,7 +319,7 @@ class Sparsifier:
         dims = {candidate.name: candidate.dim for candidate in self._candidates}
         for name, parameter, mask in self._masked():
             weight = local(parameter)
-            wrong = ((weight != 0) & ~local(mask)).nonzero()
+            wrong = ((weight != 0) & ~mask.local_bool()).nonzero()
             if len(wrong):
                 index = wrong[0].tolist()
                 group = index[dims[name]] // self._rule.group.m
@@ -260,7 +337,7 @@ class Sparsifier:
         weights dense in memory, so ``bytes_after`` equals ``bytes_before``; a tensor that two layers
         share is counted with the first.
         """
-        _reshard(self._model)
+        reshard(self._model)
         counted: set[int] = set()
         return Report(tuple(self._row(c, counted) for c in self._candidates), action="pruned")
 
@@ -271,7 +348,9 @@ class Sparsifier:
         if not reason and candidate.alias_of:
             reason = f"shares its weight with {candidate.alias_of}"
         elif not reason and weight is not None:
-            reason = self._rule.remark(weight, candidate.dim) if done else "not pruned yet: call prune()"
+            remark = self._rule.remark(weight, candidate.dim) if done else "not pruned yet: call prune()"
+            stays = f"stays dense: {candidate.dense}" if candidate.dense else ""
+            reason = "; ".join(filter(None, (remark, stays)))
         row = _row_of(candidate, weight, done, reason)
         if id(weight) in counted:
             return dataclasses.replace(row, bytes_before=0, bytes_after=0)
@@ -280,20 +359,23 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """``{"pattern": str, "masks": {parameter name: bool tensor}}``; DTensors where weights are."""
-        return {"pattern": str(self._rule), "masks": dict(self._masks)}
+        return {"pattern": str(self._rule), "masks": self.masks}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take the masks of a checkpoint. Weights are not touched: load the model's own state too.
 
         With the states of model, optimizer and Sparsifier loaded, training goes on bit for bit as if it
-        had not been interrupted. A whole mask is cut to the local shard of a sharded weight.
+        had not been interrupted. A whole mask is cut to the local shard of a sharded weight. Without a
+        ``select`` the checkpoint decides: masks of layers that are left alone by default are taken over.
 
         Raises:
             TypeError: not a state of a Sparsifier, or a mask that is not a bool tensor.
             ValueError: another pattern, a missing or unknown parameter, another shape, a mask that
                 breaks the pattern; nothing was changed.
         """
-        self._masks = self._checked_masks(state_dict)
+        checked = self._checked_masks(state_dict)
+        self._selected |= checked.keys()
+        self._masks = {name: PackedMask(mask) for name, mask in checked.items()}
 
     def _checked_masks(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         if not isinstance(state_dict, Mapping) or set(state_dict) != {"pattern", "masks"}:
@@ -309,6 +391,7 @@ class Sparsifier:
         if not isinstance(masks, Mapping):
             raise TypeError(f'"masks" must map parameter names to tensors, not be a {type(masks).__name__}')
         expected = {candidate.name: (candidate, weight) for candidate, weight in self._prunable()}
+        expected.update(self._taken_over(masks.keys() - expected.keys()))
         missing, unknown = expected.keys() - masks.keys(), masks.keys() - expected.keys()
         if masks and (missing or unknown):  # an empty state: saved before prune()
             raise ValueError(
@@ -316,6 +399,15 @@ class Sparsifier:
                 f"unknown {sorted(unknown)}; use the model and the select that they were saved with"
             )
         return {name: self._checked_mask(*expected[name], mask) for name, mask in masks.items()}
+
+    def _taken_over(self, names: Set[str]) -> dict[str, tuple[Candidate, nn.Parameter]]:
+        """Which of the weights that are left alone by default a checkpoint's masks may be for.
+
+        Version 0.1 pruned more by default: what would stay dense, heads inside wrappers, adapters.
+        """
+        found = [c for c in self._candidates if c.name in names and not c.alias_of and not c.blocked]
+        weights = [(c, self._parameter(c.name)) for c in found if self._selects_all]
+        return {c.name: (c, weight) for c, weight in weights if not self._rule.obstacle(weight, c.dim)}
 
     def _checked_mask(self, candidate: Candidate, weight: Tensor, mask: object) -> Tensor:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -333,44 +425,6 @@ class Sparsifier:
 def _row_of(candidate: Candidate, weight: Tensor | None, done: bool, reason: str) -> Row:
     if weight is None or nn.parameter.is_lazy(weight):
         return Row(candidate.layer, candidate.kind, (), done, reason, 1.0, 0, 0)
-    values = local(weight.detach())
-    known = values.numel() > 0 and values.device.type != "meta"
-    kept = int((values != 0).sum()) / values.numel() if known else 1.0
     size = weight.numel() * weight.element_size()
+    kept = kept_share(local(weight.detach()))
     return Row(candidate.layer, candidate.kind, tuple(weight.shape), done, reason, kept, size, size)
-
-
-def _select(model: nn.Module, candidates: Iterable[Candidate], select: Select) -> set[str]:
-    """Names of the parameters to prune, shared ones under their first name."""
-    if select is None:
-        return {c.alias_of or c.name for c in candidates if not c.skipped}
-    if callable(select):
-        layers = named_layers(model)
-        return {c.alias_of or c.name for c in candidates if select(c.module_name, layers[c.module_name])}
-    if not isinstance(select, Iterable):
-        raise TypeError(f"select must be names, patterns or a function, not {type(select).__name__}")
-    patterns = [select] if isinstance(select, str) else list(select)
-    selected: set[str] = set()
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"select must hold names or fnmatch patterns, not {type(pattern).__name__}")
-        matches = [
-            c
-            for c in candidates
-            if any(fnmatch.fnmatchcase(name, pattern) for name in (c.name, c.layer, c.module_name))
-        ]
-        if not matches:
-            known = ", ".join(c.layer for c in candidates)
-            raise ValueError(f"select {pattern!r} matches no layer with weights; there are: {known}")
-        selected.update(c.alias_of or c.name for c in matches)
-    return selected
-
-
-def _reshard(model: nn.Module) -> None:
-    """Bring back the shards of FSDP2 where a forward pass has left a gathered copy in their place."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # importing it would cost the others 0.8 s
-    if fsdp is None:
-        return
-    for module in model.modules():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()

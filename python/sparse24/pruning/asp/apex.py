@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ...report import Report
 from ..prunable import unwrap
+from ..steps import parameters_of, stepping
 from . import checkpoints
 from .patterns import MaskFunction, apex_rule
 from .session import CustomLayers, Session
@@ -21,7 +22,9 @@ _WHITELIST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 class ASP:
     """Prune to 2:4 once, and keep pruned while training; see the package for what differs from apex.
 
-    The methods are class methods, as in apex. What they know of a model goes when the model does.
+    The methods are class methods and work in place, as in apex: those with apex's names return None (but
+    for ``is_sparsity_enabled``), so ``model = ASP.prune_trained_model(...)`` loses the model. What they
+    know of a model goes when the model does.
     Methods with ``model=None`` mean the only model that was initialised.
     """
 
@@ -42,7 +45,7 @@ class ASP:
         custom_layer_dict: CustomLayers | None = None,
         allow_permutation: bool = False,
     ) -> None:
-        """Choose the weights to prune; nothing is pruned yet.
+        """Choose the weights of ``model`` to prune; nothing is pruned yet. Returns None.
 
         Args:
             model: wrappers (``DistributedDataParallel``, ``torch.compile``) are looked into.
@@ -93,18 +96,16 @@ class ASP:
 
     @classmethod
     def init_optimizer_for_pruning(cls, optimizer: Optimizer) -> None:
-        """Enforce the masks at every step of ``optimizer``; a second call for it does nothing.
+        """Enforce the masks at every step of ``optimizer``, in place; returns None.
 
-        It is attached to the models whose parameters it holds; if it holds none of theirs (master
-        copies, say), to the latest model that has no optimizer yet.
+        A second call for it does nothing. It is attached to the models whose parameters it holds; if it
+        holds none of theirs (master copies, say), to the latest model that has no optimizer yet.
 
         Raises:
-            TypeError: not a ``torch.optim.Optimizer``.
+            TypeError: no ``torch.optim.Optimizer`` that steps, nor a wrapper of one.
             ValueError: no model was initialised that it could belong to.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"ASP needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = {id(held) for each in stepping(optimizer, "ASP") for held in parameters_of(each)}
         sessions = [
             session
             for session in cls._sessions
@@ -121,7 +122,7 @@ class ASP:
 
     @classmethod
     def compute_sparse_masks(cls, model: nn.Module | None = None) -> None:
-        """Prune: of ``model``, or of every model that was initialised and not yet pruned.
+        """Prune in place: ``model``, or every model that was initialised and not yet pruned. Returns None.
 
         Computing masks again needs ``allow_recompute_mask=True``: pruned weights are put back first.
 
@@ -138,7 +139,9 @@ class ASP:
 
     @classmethod
     def restore_pruned_weights(cls, model: nn.Module | None = None) -> None:
-        """Put back what was pruned and prune no more, until masks are computed again.
+        """Put back what was pruned, in place, and prune no more until masks are computed again.
+
+        Returns None.
 
         Raises:
             ValueError: no such model, or ``allow_recompute_mask`` was not set.
@@ -156,17 +159,24 @@ class ASP:
 
     @classmethod
     def prune_trained_model(cls, model: nn.Module, optimizer: Optimizer) -> None:
-        """Initialise, attach and prune to m4n2_1d: all that a training script needs.
+        """Prune ``model`` in place, to m4n2_1d, and keep it so at every step of ``optimizer``.
+
+        Returns None, as apex's does: ``model = ASP.prune_trained_model(model, ...)`` loses the model. It
+        is :meth:`init_model_for_pruning`, :meth:`init_optimizer_for_pruning` and
+        :meth:`compute_sparse_masks`, all that a training script needs.
 
         Raises:
             TypeError, ValueError: as the three calls; nothing was changed.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"ASP needs a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        stepping(optimizer, "ASP")
         cls.init_model_for_pruning(model, mask_calculator="m4n2_1d", verbosity=2)
         session = cls._session(model)
-        session.attach(optimizer)
-        cls.compute_sparse_masks(model)
+        try:
+            session.attach(optimizer)
+            cls.compute_sparse_masks(model)
+        except BaseException:
+            cls.release(model)
+            raise
 
     # ---- beyond apex --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report import Report
+from ..packed import PackedMask
 from ..prunable import Candidate, find_candidates, named_layers
 from ..sharding import local, shard_like, to_sharded
 from ..sparsifier import Sparsifier
@@ -51,6 +52,8 @@ class Session(Sparsifier):
         self._custom_layers = custom_layers
         proxy: Any = weakref.proxy(model)
         super().__init__(proxy, pattern=rule)
+        # apex's set: also what would stay dense, which the report says.
+        self._selected = {c.alias_of or c.name for c in self._candidates if not c.skipped}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of the model, while it lives."""
@@ -80,9 +83,16 @@ class Session(Sparsifier):
             return self._inner.obstacle(self._parameter(candidate.name), candidate.dim)
         return super()._why_not(candidate)
 
-    def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    def _parameter(self, name: str) -> nn.Parameter:
+        self._need_owner()
+        return super()._parameter(name)
+
+    def _need_owner(self) -> None:
         if self.owner() is None:
             raise ValueError("the model given to init_model_for_pruning is gone: keep a reference to it")
+
+    def _masked(self) -> Iterator[tuple[str, nn.Parameter, PackedMask]]:
+        self._need_owner()
         return super()._masked()
 
     def _scores(self, candidate: Candidate, weight: Tensor) -> Tensor:
@@ -92,7 +102,7 @@ class Session(Sparsifier):
 
     def _dense(self, name: str, weight: Tensor) -> Tensor:
         """The local part of ``weight`` with what was pruned put back."""
-        mask = local(self._mask_of(name, weight))
+        mask = self._mask_of(name, weight).local_bool()
         return torch.where(mask, local(weight.detach()), self._pruned_part(name, weight))
 
     def _pruned_part(self, name: str, weight: Tensor) -> Tensor:
@@ -105,17 +115,17 @@ class Session(Sparsifier):
         return pruned.to(part.device)
 
     @torch.no_grad()
-    def prune(self) -> Report:
+    def prune(self, from_zeros: bool = False) -> Report:
         if self._masks and not self.allow_recompute_mask:
             raise ValueError(
                 "the masks were computed already, and what they pruned was not kept: pass "
                 "allow_recompute_mask=True to init_model_for_pruning"
             )
-        masks = self._compute_masks()
+        masks = self._compute_masks(from_zeros)
         self.restore()
         if self.allow_recompute_mask:
             self.pruned = {
-                name: local(self._parameter(name)).masked_fill(local(mask), 0).cpu()
+                name: local(self._parameter(name)).masked_fill(mask.local_bool(), 0).cpu()
                 for name, mask in masks.items()
             }
         self._masks = masks
@@ -132,13 +142,14 @@ class Session(Sparsifier):
         for name, parameter, _ in self._masked():
             local(parameter).copy_(self._dense(name, parameter))
         self._masks, self.pruned = {}, {}
+        self._steps_without_masks += 1  # meant to be dense from now on: no warning
 
     def mask_state(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Mask and, where they are kept, pruned values by parameter name; before pruning: True and 0."""
         state: dict[str, tuple[Tensor, Tensor | None]] = {}
         for candidate, weight in self._prunable():
             if candidate.name in self._masks:
-                mask = self._mask_of(candidate.name, weight)
+                mask = self._mask_of(candidate.name, weight).to_bool()
             else:
                 mask = to_sharded(torch.ones_like(local(weight), dtype=torch.bool), weight)
             pruned = to_sharded(self._pruned_part(candidate.name, weight), weight)
@@ -195,5 +206,6 @@ class Session(Sparsifier):
 
     def adopt(self, masks: dict[str, Tensor], pruned: dict[str, Tensor]) -> None:
         """Go on with the masks of a checkpoint, also of weights that ASP would have left alone."""
-        self._masks, self.pruned, self._adopted = masks, pruned, set(masks)
+        self._masks = {name: PackedMask(mask) for name, mask in masks.items()}
+        self.pruned, self._adopted = pruned, set(masks)
         self._mask_weights()

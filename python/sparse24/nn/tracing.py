@@ -1,0 +1,42 @@
+"""What compressed layers are to programs that look into a model: a leaf for torch.fx, an error for ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Proxy
+
+
+def leaf_of(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:
+    """The call of a layer in the graph that torch.fx records, as for the layers of torch.nn.
+
+    ``None`` where nobody records, and for the root of what is recorded, whose operators are recorded.
+    """
+    recorded = next((each for each in inputs if isinstance(each, Proxy)), None)
+    if recorded is None:
+        return None
+    path = recorded.tracer.path_of_module(module)  # type: ignore[attr-defined]
+    return recorded.tracer.create_proxy("call_module", path, inputs, options or {}) if path else None
+
+
+def is_traced() -> bool:
+    """Whether TorchScript records what runs."""
+    return not torch.compiler.is_compiling() and bool(torch._C._is_tracing())
+
+
+def refuse_onnx(module: nn.Module) -> None:
+    """ONNX has no 2:4 operators.
+
+    Raises:
+        ValueError: inside ``torch.onnx.export``.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return  # which traces what is asked here
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
+    if (is_traced() or is_exporting()) and torch.onnx.is_in_onnx_export():
+        raise ValueError(
+            f"ONNX has no operator for {type(module).__name__}: call sparse24.to_dense(model) before "
+            "torch.onnx.export; the zeros stay in the exported weights"
+        )
