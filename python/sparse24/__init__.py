@@ -1,8 +1,8 @@
 """2:4 structured sparsity for PyTorch: prune, retrain, store at half the size, run faster than dense."""
 
-from .choose import explain, keep_dense, prepare, tune
+from .choose import explain, keep_dense, prepare, to_sparse, tune
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
-from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense, to_sparse
+from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense
 from .ops import Error
 from .ops.backend import backend
 from .pruning import Sparsifier

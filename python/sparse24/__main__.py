@@ -85,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, default=2.0, help="spent on each row (default: %(default)s)")
     bench.add_argument("--write", action="store_true", help="update the papers of this checkout")
     bench.add_argument("--out", type=Path, metavar="FILE", help="write the tables as JSON, too")
+    bench.add_argument("--quick", action="store_true", help="smaller problems, to see that it works")
+    bench.add_argument(
+        "--minutes", type=float, default=60.0, help="for the networks, at most (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--network", action="append", default=[], metavar="KEY", help="this network alone; may be repeated"
+    )
+    bench.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     bench.set_defaults(run=_bench)
 
     validate = commands.add_parser(
@@ -159,6 +167,10 @@ def _bench(options: argparse.Namespace) -> int:
             seconds=options.seconds,
             write=options.write,
             out=options.out,
+            quick=options.quick,
+            minutes=options.minutes,
+            networks=options.network,
+            resume=options.resume,
         )
     except ValueError as error:
         raise FileError(str(error)) from None

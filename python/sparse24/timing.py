@@ -46,16 +46,31 @@ def interleaved_medians(
     Each is called once to warm up; then all are called in turn, A B A B ..., at least ``min_rounds``
     times and until ``seconds`` are over, so that a slow spell of the machine falls on all of them.
     """
+    return [statistics.median(each) for each in interleaved_times(calls, seconds, min_rounds)]
+
+
+def interleaved_times(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    min_rounds: int,
+    before: Callable[[], object] | None = None,
+) -> list[list[float]]:
+    """The times behind :func:`interleaved_medians`, a list of seconds for every call.
+
+    ``before`` runs ahead of each call and is not timed: it can put the caches into the state that counts.
+    """
     for call in calls:
         call()
     samples: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(samples[0]) < min_rounds or time.perf_counter() < end:
         for call, into in zip(calls, samples, strict=True):
+            if before is not None:
+                before()
             start = time.perf_counter()
             call()
             into.append(time.perf_counter() - start)
-    return [statistics.median(into) for into in samples]
+    return samples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,5 +113,5 @@ def test_tune_refuses() -> None:
         sparse24.tune(layer, tokens=(0,))
     with pytest.raises(ValueError, match="must be positive"):
         sparse24.tune(layer, launches=0)
-    with pytest.raises(sparse24.Error, match="the model is on cpu"):
-        sparse24.tune(layer)
+    with pytest.raises(sparse24.Error, match="on a CPU or a GPU, and the model is on meta"):
+        sparse24.tune(SparseLinear(8, 8, device="meta"))

@@ -14,7 +14,7 @@ from sparse24 import files, to_sparse
 
 def compressed_model() -> nn.Module:
     model = prune_layers(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8)))
-    to_sparse(model)
+    to_sparse(model, when="always")
     return model
 
 

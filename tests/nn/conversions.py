@@ -30,7 +30,7 @@ def converted(model: nn.Module, **options: Any) -> tuple[nn.Module, nn.Module, s
     """The pruned dense model, its converted copy, and the report."""
     dense = prune_layers(model).eval()
     sparse = copy.deepcopy(dense)
-    return dense, sparse, sparse24.to_sparse(sparse, **options)
+    return dense, sparse, sparse24.to_sparse(sparse, **{"when": "always", **options})
 
 
 def count(model: nn.Module, *inputs: Tensor, **options: Any) -> collections.Counter[str]:

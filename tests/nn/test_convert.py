@@ -76,7 +76,7 @@ def test_the_whole_recipe_from_prune_to_dense_again() -> None:
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     x = torch.randn(3, 37)
     expected = model(x)
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert [row.name for row in report.done] == ["0", "2", "4"]
     assert_matches(model(x), expected)
     back = sparse24.to_dense(model)
@@ -97,7 +97,7 @@ def test_a_state_dict_moves_between_converted_models() -> None:
 
 def test_the_report_counts_bytes_and_kept_weights() -> None:
     model = nn.ModuleDict({"a": prune_layers(nn.Linear(64, 16)), "b": nn.Linear(64, 16)})
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     a, b = report
     assert (a.name, a.kind, a.shape, a.done, a.reason) == ("a", "Linear", (16, 64), True, "")
     assert a.kept == 0.5
@@ -142,7 +142,7 @@ def test_training_flags_hooks_and_attributes_stay() -> None:
     seen = []
     handle = model[0].register_forward_hook(lambda module, args, output: seen.append(type(module)))
     model[0].register_forward_pre_hook(lambda module, args, kwargs: (args, kwargs), with_kwargs=True)
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert report[0].reason == "hooks carried over"
     assert (model[0].training, model[1].training, model[0].depth) == (False, True, 3)
     model[0](torch.randn(2, 16))
@@ -159,7 +159,7 @@ def test_a_backward_hook_still_fires() -> None:
     model = prune_layers(nn.Sequential(nn.Linear(16, 8)))
     seen = []
     model[0].register_full_backward_hook(lambda module, grads, outputs: seen.append(grads[0].shape))
-    sparse24.to_sparse(model)
+    sparse24.to_sparse(model, when="always")
     model(torch.randn(2, 16, requires_grad=True)).sum().backward()
     assert seen == [(2, 16)]
 
@@ -167,7 +167,7 @@ def test_a_backward_hook_still_fires() -> None:
 def test_a_module_with_two_names_is_converted_once() -> None:
     shared = prune_layers(nn.Linear(16, 16))
     model = nn.ModuleDict({"first": shared, "other": nn.Sequential(nn.ReLU(), shared)})
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert model["first"] is model["other"][1]
     assert type(model["first"]) is SparseLinear
     assert [(row.name, row.reason) for row in report] == [("first", "also other.1")]
@@ -189,7 +189,7 @@ def test_tied_weights_are_refused_by_name() -> None:
     model["head"].weight = model["embed"].weight
     model["b"].weight = model["a"].weight
     prune_layers(model)
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert reasons(report) == {
         "head": "weight is shared with embed.weight: untie it first",
         "a": "weight is shared with b.weight: untie it first",
@@ -201,7 +201,10 @@ def test_tied_weights_are_refused_by_name() -> None:
 def test_two_views_of_one_storage_are_shared_too() -> None:
     model = nn.ModuleDict({"a": prune_layers(nn.Linear(16, 8)), "b": nn.Linear(16, 4)})
     model["b"].weight = nn.Parameter(model["a"].weight.detach()[:4])
-    assert reasons(sparse24.to_sparse(model))["b"] == "weight is shared with a.weight: untie it first"
+    assert (
+        reasons(sparse24.to_sparse(model, when="always"))["b"]
+        == "weight is shared with a.weight: untie it first"
+    )
 
 
 def test_a_float64_layer_is_converted_where_a_dtype_is_given() -> None:
@@ -244,13 +247,13 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(SparseLinear, "from_dense", fail_at_the_second)
     with pytest.raises(MemoryError):
-        sparse24.to_sparse(model)
+        sparse24.to_sparse(model, when="always")
     assert all(now is then for now, then in zip(model, before, strict=True))
 
 
 def test_converting_twice_changes_nothing_more() -> None:
     _, sparse, _ = converted(mlp())
     layers = list(sparse)
-    report = sparse24.to_sparse(sparse)
+    report = sparse24.to_sparse(sparse, when="always")
     assert set(reasons(report).values()) == {"already sparse"}
     assert all(now is then for now, then in zip(sparse, layers, strict=True))

@@ -121,7 +121,7 @@ def test_a_layer_that_stays_is_reported_with_its_reason(case: str) -> None:
     build, reason = STAY[case]
     layer = build()
     model = nn.ModuleDict({"layer": layer, "good": prune_layers(nn.Linear(16, 8))})
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     rows = {row.name: row for row in report}
     assert rows["layer"].reason.startswith(reason)
     assert not rows["layer"].done
@@ -133,7 +133,7 @@ def test_a_layer_that_stays_is_reported_with_its_reason(case: str) -> None:
 
 def test_a_subclass_that_computes_the_same_is_converted_and_remarked() -> None:
     model = nn.ModuleDict({"layer": prune_layers(NamedLinear(16, 8))})
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert report[0].done
     assert report[0].reason == "was a NamedLinear, a subclass of Linear"
 
@@ -148,8 +148,8 @@ def test_other_layers_get_no_row() -> None:
             nn.LayerNorm(8),
         ]
     )
-    assert len(sparse24.to_sparse(model)) == 0
-    assert str(sparse24.to_sparse(model)).endswith("0 of 0 layers converted; 0 bytes -> 0")
+    assert len(sparse24.to_sparse(model, when="always")) == 0
+    assert str(sparse24.to_sparse(model, when="always")).endswith("0 of 0 layers converted; 0 bytes -> 0")
 
 
 def test_a_module_without_data_has_no_share() -> None:
@@ -169,6 +169,6 @@ def test_the_report_says_why_a_gpu_runs_layers_dense(problem: str, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(convert.cusparselt, "why_unavailable", lambda index: problem)
-    told = convert._why_dense(torch.device("cuda"))
+    told = convert.why_device_dense(torch.device("cuda"))
     assert told == "; ".join(problem.splitlines())
-    assert convert._why_dense(torch.device("cpu")) == ""
+    assert convert.why_device_dense(torch.device("cpu")) == ""

@@ -104,7 +104,7 @@ def test_an_attention_is_converted_whole_or_not_at_all(part: str) -> None:
     model = prune_layers(nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)}))
     with torch.no_grad():
         model["attention"].get_parameter(part).fill_(1)
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert [row.name for row in report] == ["attention"]
     assert report[0].reason.startswith(f"not 2:4: {'q_proj' if 'in' in part else 'out_proj'}, row 0")
     assert type(model["attention"]) is nn.MultiheadAttention
@@ -113,7 +113,7 @@ def test_an_attention_is_converted_whole_or_not_at_all(part: str) -> None:
 def test_an_attention_with_a_parametrized_projection_stays() -> None:
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)})
     parametrizations.weight_norm(model["attention"].out_proj)
-    assert reasons(sparse24.to_sparse(model))["attention"].startswith("parametrized (weight)")
+    assert reasons(sparse24.to_sparse(model, when="always"))["attention"].startswith("parametrized (weight)")
 
 
 def test_an_attention_keeps_every_option_through_conversion() -> None:
@@ -176,6 +176,6 @@ def test_a_gpt2_of_transformers_with_transposed_weights() -> None:
 def test_a_gpt2_that_is_not_pruned_stays() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.GPT2Config(vocab_size=96, n_positions=32, n_embd=24, n_layer=1, n_head=2)
-    report = sparse24.to_sparse(transformers.GPT2Model(config))
+    report = sparse24.to_sparse(transformers.GPT2Model(config), when="always")
     assert not report.done
     assert all(row.reason.startswith("not 2:4: row 0, columns 0-3") for row in report)

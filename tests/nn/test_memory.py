@@ -38,7 +38,7 @@ def test_a_layer_holds_one_form_after_a_call(dtype: torch.dtype) -> None:
     dense = nn.Sequential(pruned_linear(256, 512), nn.GELU(), pruned_linear(512, 256)).to(dtype)
     before = storages(dense)
     x = torch.randn(40, 256, dtype=dtype)
-    to_sparse(dense)
+    to_sparse(dense, when="always")
     with torch.no_grad():
         for tokens in (1, 7, 40):
             dense(x[:tokens])
@@ -79,7 +79,7 @@ def watch():
         peak = max(peak, resident() - begin)
         time.sleep(0.0005)
 watcher = threading.Thread(target=watch); watcher.start()
-report = sparse24.to_sparse(model)
+report = sparse24.to_sparse(model, when="always")
 stop.set(); watcher.join()
 with torch.no_grad():
     model(torch.randn(4, 1024))
@@ -100,16 +100,16 @@ def test_dense_weights_are_let_go_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     model = nn.Sequential(*(pruned_linear(64, 64) for _ in range(4)))
     weights = [weakref.ref(layer.weight) for layer in model]
     alive: list[int] = []
-    build = convert._build
+    build = convert.build
 
     def counted(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         alive.append(sum(ref() is not None for ref in weights))
         return build(module, dtype)
 
-    monkeypatch.setattr(convert, "_build", counted)
+    monkeypatch.setattr(convert, "build", counted)
     gc.disable()
     try:
-        to_sparse(model)
+        to_sparse(model, when="always")
     finally:
         gc.enable()
     assert alive == [4, 3, 2, 1]
@@ -145,7 +145,7 @@ def test_a_failure_in_the_middle_restores_the_model(
     owned = dict(model.named_parameters()) if held else {}
     x = torch.randn(2, 3, 16)
     expected = model[2](x)
-    build = convert._build
+    build = convert.build
     made: list[int] = []
 
     def failing(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -154,9 +154,9 @@ def test_a_failure_in_the_middle_restores_the_model(
             raise error("in the middle")
         return build(module, dtype)
 
-    monkeypatch.setattr(convert, "_build", failing)
+    monkeypatch.setattr(convert, "build", failing)
     with pytest.raises(error, match="in the middle"):
-        to_sparse(model)
+        to_sparse(model, when="always")
     assert len(made) == 5
     assert [type(module) for module in model.modules()] == kinds
     after = model.state_dict()
@@ -174,20 +174,20 @@ def test_a_failure_in_the_middle_restores_the_model(
         # What an optimizer holds is the model's again.
         assert dict(model.named_parameters())[name] is parameter
     monkeypatch.undo()
-    assert len(to_sparse(model).done) == 7
+    assert len(to_sparse(model, when="always").done) == 7
 
 
 def test_a_cast_that_fails_in_the_middle_loses_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(pruned_linear(64, 64), pruned_linear(64, 64))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    build = convert._build
+    build = convert.build
 
     def failing(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         if module is model[1]:
             raise MemoryError
         return build(module, dtype)
 
-    monkeypatch.setattr(convert, "_build", failing)
+    monkeypatch.setattr(convert, "build", failing)
     with pytest.raises(MemoryError):
-        to_sparse(model, torch.bfloat16)
+        to_sparse(model, torch.bfloat16, when="always")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())

@@ -79,7 +79,7 @@ torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 16))
 for layer in (model[0], model[2]):
     sparse24.masks.prune_(layer.weight)
-sparse24.to_sparse(model)
+sparse24.to_sparse(model, when="always")
 x = torch.randn(5, 64)
 expected = model(x)
 whole = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -114,7 +114,7 @@ def test_fully_shard_shards_the_values_and_computes_the_same(tmp_path: Path) -> 
 def test_accelerates_way_of_offloading_is_followed() -> None:
     """Parameters are swapped in ``_parameters`` for meta ones and back, by name, around every call."""
     model = nn.Sequential(pruned_linear(32, 16), pruned_linear(16, 8))
-    to_sparse(model)
+    to_sparse(model, when="always")
     x = torch.randn(2, 32)
     expected = model(x)
     held = {

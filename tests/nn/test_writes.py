@@ -206,7 +206,7 @@ def test_a_fused_batch_norm_is_in_the_copy_and_not_in_the_original() -> None:
 
 def test_swapping_on_conversion_works_after_a_call() -> None:
     model = nn.Sequential(pruned_linear(64, 32), nn.ReLU(), pruned_linear(32, 64))
-    to_sparse(model)
+    to_sparse(model, when="always")
     x = torch.randn(4, 64)
     expected = model(x)
     torch.__future__.set_swap_module_params_on_conversion(True)

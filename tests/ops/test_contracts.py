@@ -106,7 +106,7 @@ def test_compile_takes_the_whole_graph(backend: str) -> None:
     model = network()
     x = torch.randn(3, 6, 4, 5)
     expected = model(x)
-    assert not sparse24.to_sparse(model).left
+    assert not sparse24.to_sparse(model, when="always").left
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for _ in range(4):
@@ -119,7 +119,7 @@ def test_compile_takes_the_whole_graph(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_gradients_are_the_eager_ones() -> None:
     model = prune_layers(nn.Sequential(nn.Linear(20, 8), nn.GELU(), nn.Linear(8, 4)))
-    sparse24.to_sparse(model)
+    sparse24.to_sparse(model, when="always")
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     gradients = []
@@ -136,7 +136,7 @@ def test_export_keeps_the_operators(tmp_path: Any) -> None:
     model = network()
     x = torch.randn(3, 6, 4, 5)
     expected = model(x)
-    sparse24.to_sparse(model)
+    sparse24.to_sparse(model, when="always")
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
     torch.export.save(exported, tmp_path / "model.pt2")

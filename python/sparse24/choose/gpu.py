@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,8 +17,8 @@ from ..ops.cuda import cusparselt, route, search, tuned, weights
 from ..ops.cuda import products as cuda
 from ..ops.cuda.launch import forget_plans
 from ..ops.cuda.operators import current_stream
-from ..ops.registry import cpu_isa
-from ..report import format_table
+from . import cpu
+from .tuning import Tuned, Tuning
 
 Progress = Callable[[str], None]
 
@@ -64,7 +63,7 @@ def explain(
         raise TypeError(f"explain needs a SparseLinear or a SparseConv2d, not {type(layer).__name__}")
     on = Glance(layer).device
     if on.type == "cpu":
-        return f"sparse: CPU kernels for {cpu_isa()}"
+        return cpu.explain(layer, _call_of(layer, input_shape).n)
     if on.type != "cuda":
         return f"dense: {on.type} has no sparse kernels"
     device = on.index
@@ -124,48 +123,6 @@ def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> 
 # ---- search -----------------------------------------------------------------------------------------
 
 
-class Tuned(NamedTuple):
-    """What :func:`tune` found for one product."""
-
-    dtype: torch.dtype
-    m: int
-    k: int
-    tokens: int
-    measured: route.Measured | None  #: None: not measured, see ``remark``
-    trials: int  #: algorithms that were tried
-    wrong: int  #: of them, those that were refused: wrong results or an error
-    remark: str
-
-
-class Tuning(tuple[Tuned, ...]):
-    """Rows of :func:`tune`; ``print`` shows them as a table."""
-
-    def __str__(self) -> str:
-        header = (
-            "dtype",
-            "m x k",
-            "tokens",
-            "algorithm",
-            "sparse us",
-            "dense us",
-            "expanded us",
-            "tried",
-            "remark",
-        )
-        rows = [header]
-        for row in self:
-            found = row.measured
-            figures = ("", "", "", "")
-            if found is not None:
-                id, split = found.algorithm.id, found.algorithm.split_k
-                times = (f"{found.sparse:.1f}", f"{found.dense:.1f}", f"{found.expanded:.1f}")
-                figures = (f"{id}" + (f", split {split}" if split else ""), *times)
-            name = str(row.dtype).removeprefix("torch.")
-            tried = f"{row.trials}" + (f", {row.wrong} refused" if row.wrong else "")
-            rows.append((name, f"{row.m} x {row.k}", str(row.tokens), *figures, tried, row.remark))
-        return format_table(rows)
-
-
 def tune(
     model: nn.Module,
     tokens: Sequence[int] = (1, 16, 64, 256, 1024, 4096),
@@ -176,9 +133,12 @@ def tune(
     again: bool = False,
     progress: Progress | None = None,
 ) -> Tuning:
-    """Find the fastest algorithm, and whether dense is faster, for every weight of ``model`` on its GPU.
+    """Find the fastest algorithm, and whether dense is faster, for every weight of ``model`` where it is.
 
-    Every algorithm id that the library has (with split-k where the GPU has it) compresses the weight, is
+    On a CPU each weight is timed, dense and sparse, in turns: ``explain`` tells the figures, and without
+    example inputs ``to_sparse`` decides by them from then on.
+
+    On a GPU every algorithm id that the library has (with split-k where it has it) compresses the weight, is
     compared with the default one, and is timed by events. The figures choose how layers run from then on,
     also in other processes: they are kept in ``$SPARSE24_CACHE`` (``~/.cache/sparse24``) by GPU, driver and
     cuSPARSELt version. They are written after each product, so an interrupted run is gone on with.
@@ -187,13 +147,13 @@ def tune(
         tokens: token counts (batch times sequence; of a convolution batch times pixels); each stands for
             those above the next lower power of two.
         budget_seconds: for all of it; what is left over runs by the default rules.
-        launches: of each algorithm; the median counts.
-        by_library: try the default and the choice of cuSPARSELt's own search only.
+        launches: of each algorithm; the median counts. For GPUs.
+        by_library: try the default and the choice of cuSPARSELt's own search only. For GPUs.
         again: measure also what has been measured before.
         progress: told of every product, default: a line on stderr.
 
     Raises:
-        Error: the model is not on a GPU that can use cuSPARSELt, with the reason.
+        Error: the model is on a device without sparse products, with the reason.
         ValueError: no compressed layers, or a count that is not positive.
     """
     layers = [layer for _, layer in _layers(model)]
@@ -202,8 +162,10 @@ def tune(
     if launches < 1 or any(count < 1 for count in tokens) or not tokens:
         raise ValueError(f"tokens and launches must be positive, not {tuple(tokens)} and {launches}")
     device = Glance(layers[0]).device
+    if device.type == "cpu":
+        return cpu.tune(layers, tokens, budget_seconds, again=again, progress=progress or _say)
     if device.type != "cuda":
-        raise Error(f"tune measures on a GPU, and the model is on {device}")
+        raise Error(f"tune measures on a CPU or a GPU, and the model is on {device}")
     with torch.cuda.device(device):
         stream = current_stream(torch.empty(0, device=device))
         problem = cusparselt.why_unavailable(stream.device)
@@ -243,7 +205,8 @@ class TuningRun:
                 call = route.Call(dtype, dtype, m, count, k)
                 row = self._row(call, layer, end - time.monotonic())
                 rows.append(row)
-                progress(f"{len(rows)}/{len(products) * len(tokens)} {Tuning([row])}".splitlines()[-1])
+                line = str(Tuning([row])).splitlines()[-1]
+                progress(f"{len(rows)}/{len(products) * len(tokens)} {line}")
         return Tuning(rows)
 
     def _row(self, call: route.Call, layer: SparseLinear | SparseConv2d, seconds_left: float) -> Tuned:

@@ -182,6 +182,17 @@ class SparseMultiheadAttention(nn.Module):
             merged = padding if merged is None else merged + padding
         return F.pad(merged, (0, extra)) if merged is not None and extra else merged
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """A checkpoint of the dense module: its projections are split; the layers inside compress them."""
+        for kind in ("weight", "bias"):
+            packed = state_dict.pop(f"{prefix}in_proj_{kind}", None)
+            parts = [None] * 3 if packed is None else packed.chunk(3)
+            for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+                own = state_dict.pop(f"{prefix}{name}_{kind}", part)
+                if own is not None:
+                    state_dict[f"{prefix}{name}.{kind}"] = own
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @classmethod
     def like(
         cls, module: nn.MultiheadAttention, dtype: torch.dtype | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -21,15 +24,32 @@ from .convertible import (
     why_not_sparse,
     why_refused,
 )
+from .dense_loads import accept_compressed
+from .fuse import folds_of
 from .linear import SparseLinear
 from .swap import CARRIED_HOOKS, Places, Undo, carry_over, places_of, put, set_fused_paths
 from .weight import CompressedWeight
 
 
+class Verdict(NamedTuple):
+    """Whether a layer that can be converted should be, and what its row says."""
+
+    sparse: bool
+    remark: str
+
+
+#: Asked once, with all layers that can be converted, by name; tells of each.
+Decide = Callable[[dict[str, nn.Module]], dict[str, Verdict]]
+
+
 def to_sparse(
-    model: nn.Module, dtype: torch.dtype | None = None, filter_fn: FilterFn | None = None
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    filter_fn: FilterFn | None = None,
+    decide: Decide | None = None,
 ) -> Report:
-    """Replace the pruned layers of ``model`` by compressed ones, in place.
+    """Replace the pruned layers of ``model`` by compressed ones, in place: all that can run, or as ``decide``
+    says (``sparse24.to_sparse`` asks what is faster).
 
     ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are converted where their
     weight is 2:4 along the input channels; everything else stays, and the report says why. A module
@@ -46,6 +66,7 @@ def to_sparse(
         dtype: cast the converted layers to it (float32, float16, bfloat16). Their inputs must then have
             this dtype: cast the rest of the model too, or run under autocast.
         filter_fn: ``filter_fn(name, module) -> bool``, false for a layer to leave as it is.
+        decide: which of the layers that can be converted are; default: every one.
 
     Returns:
         One row a layer, in model order; bytes count weight (values and indices) and bias.
@@ -61,11 +82,15 @@ def to_sparse(
     _refuse_root(model, (*DENSE, *SPARSE), "from_dense of the sparse class")
     aliases, places = _aliases(model), places_of(model)
     plan = _plan(model, dtype, filter_fn)
+    verdicts = {}
+    if decide is not None:
+        verdicts = decide({name: model.get_submodule(name) for name, reason in plan if not reason})
     rows: list[Row] = []
     undo: list[Undo] = []
     try:
         for name, reason in plan:
-            row, done = _convert(model.get_submodule(name), name, reason, dtype, places, aliases)
+            verdict = verdicts.get(name, Verdict(not reason, reason))
+            row, done = _convert(model.get_submodule(name), name, verdict, dtype, places, aliases)
             rows.append(row)
             undo += done
         set_fused_paths(model)
@@ -74,6 +99,9 @@ def to_sparse(
             each.run()
         set_fused_paths(model)
         raise
+    for row in rows:
+        if not row.done:
+            accept_compressed(model.get_submodule(row.name))
     machine.give_memory_back()
     return Report(tuple(rows))
 
@@ -88,14 +116,15 @@ def _plan(model: nn.Module, dtype: torch.dtype | None, filter_fn: FilterFn | Non
 
 
 def _convert(
-    module: nn.Module, name: str, reason: str, dtype: torch.dtype | None, places: dict[int, Places],
+    module: nn.Module, name: str, verdict: Verdict, dtype: torch.dtype | None, places: dict[int, Places],
     aliases: dict[int, list[str]],
 ) -> tuple[Row, list[Undo]]:  # fmt: skip
     """Put the compressed layer in; the dense one is free when the caller has let go of it."""
-    if reason:
-        return _row(name, module, None, reason), []
-    sparse = _build(module, dtype)
-    row = _row(name, module, sparse, _remark(module, aliases.get(id(module), [])))
+    if not verdict.sparse:
+        return _row(name, module, None, verdict.remark), []
+    sparse = build(module, dtype)
+    remarks = (_remark(module, aliases.get(id(module), [])), verdict.remark)
+    row = _row(name, module, sparse, "; ".join(filter(None, remarks)))
     is_cast = any(p.is_floating_point() and dtype not in (None, p.dtype) for p in module.parameters())
     undo = Undo(module, sparse, places[id(module)], is_cast)
     carry_over(module, sparse)
@@ -106,7 +135,8 @@ def _convert(
 def to_dense(model: nn.Module) -> Report:
     """Replace the compressed layers of ``model`` by dense ones, in place: the inverse of :func:`to_sparse`.
 
-    The pruned weights stay zero. What was transformers' ``Conv1D`` comes back as one, [in, out].
+    The pruned weights stay zero, and activations that were folded are in their places again. What was
+    transformers' ``Conv1D`` comes back as one, [in, out].
 
     Raises:
         TypeError: ``model`` is no module.
@@ -116,21 +146,25 @@ def to_dense(model: nn.Module) -> Report:
         raise TypeError(f"to_dense needs an nn.Module, not {type(model).__name__}")
     _refuse_root(model, SPARSE, "its method to_dense()")
     places = places_of(model)
+    folds = folds_of(model)
     rows: list[Row] = []
     replacements: list[tuple[nn.Module, nn.Module]] = []
     for name, module in layers_of(model):
         if not isinstance(module, SPARSE):
             continue
         activation = getattr(module, "activation", "none")
-        if activation != "none":
+        if activation != "none" and id(module) not in folds:
             rows.append(_row(name, module, None, f"fuses activation={activation!r}"))
             continue
-        dense = _dense_of(module)
+        dense = _dense_of(module if activation == "none" else without_activation(module))
         replacements.append((module, dense))
         rows.append(_row(name, module, dense, ""))
     for old, new in replacements:  # every one is built: nothing can fail half-way
         carry_over(old, new)
+        accept_compressed(new)
         put(new, places[id(old)])
+        if id(old) in folds:
+            folds[id(old)].put(*folds[id(old)].activation.folded)
     set_fused_paths(model)
     return Report(tuple(rows))
 
@@ -149,6 +183,13 @@ def _dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) ->
     return restored.train(module.training)
 
 
+def without_activation(layer: nn.Module) -> Any:
+    """The layer, sharing its tensors, as if nothing had been folded into it."""
+    twin: Any = object.__new__(type(layer))
+    twin.__dict__.update(layer.__dict__, activation="none")
+    return twin
+
+
 def _refuse_root(model: nn.Module, kinds: tuple[type[nn.Module], ...], instead: str) -> None:
     if isinstance(model, kinds) or is_transposed_linear(model):
         raise ValueError(
@@ -164,7 +205,8 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _build(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+def build(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The compressed layer of a dense one that can be converted; ``dtype`` casts it."""
     if isinstance(module, nn.Linear):
         return SparseLinear.from_dense(module, dtype)
     if isinstance(module, nn.Conv2d):
@@ -189,13 +231,13 @@ def _remark(module: nn.Module, names: list[str]) -> str:
     if any(getattr(module, hooks) for hooks in CARRIED_HOOKS):
         remarks.append("hooks carried over")
     device = next(module.parameters()).device
-    why_dense = _why_dense(device)
+    why_dense = why_device_dense(device)
     if why_dense:
         remarks.append(f"{why_dense}: computes through the dense weight")
     return "; ".join(remarks)
 
 
-def _why_dense(device: torch.device) -> str:
+def why_device_dense(device: torch.device) -> str:
     """Why compressed layers cannot run sparse on a device, on one line; empty: they can."""
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -19,7 +19,8 @@ from ..pruning.layers import (
 )
 from .attention import SparseMultiheadAttention, projections
 from .compressed import DTYPES
-from .conv2d import SparseConv2d, _conv_arguments
+from .conv2d import SparseConv2d
+from .dense_loads import compressed_like, is_own_hook
 from .forms import NotSparse24Error, check_weight
 from .linear import SparseLinear
 
@@ -59,7 +60,9 @@ def why_refused(
     if reason := stays_dense(module):
         return reason
     for layer_name, layer in module.named_modules(prefix=name):  # an attention and its out_proj
-        hooks = [hook for hook in _STATE_HOOKS if getattr(layer, hook)]
+        hooks = [
+            kind for kind in _STATE_HOOKS if any(not is_own_hook(h) for h in getattr(layer, kind).values())
+        ]
         if hooks:
             return f"has hooks that know its weight's name ({', '.join(hooks)}): remove them first"
         if reason := _unusable_weights(layer, layer_name, dtype, owners):
@@ -94,18 +97,6 @@ def _wrong_dtype(weight: Tensor, dtype: torch.dtype | None) -> str:
     if not weight.is_floating_point() or weight.element_size() < 2:
         return "only floating weights of 16 bits or more are converted"
     return f"pass dtype=, one of {names_of(DTYPES)}" if dtype is None and weight.dtype not in DTYPES else ""
-
-
-def compressed_like(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The compressed layer for ``module`` on the meta device: its shapes and bytes, no numbers."""
-    if isinstance(module, nn.MultiheadAttention):
-        return SparseMultiheadAttention.like(module, dtype)
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, Tensor)
-    if isinstance(module, nn.Conv2d):
-        return SparseConv2d(**_conv_arguments(module), device="meta", dtype=dtype or weight.dtype)
-    rows, columns = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
-    return SparseLinear(columns, rows, bias is not None, "meta", dtype or weight.dtype)
 
 
 def _matrices(module: nn.Module, like: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:

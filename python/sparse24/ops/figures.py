@@ -1,7 +1,7 @@
 """Files in the user's cache folder with what was measured on this machine.
 
-``$SPARSE24_CACHE``, by default ``~/.cache/sparse24``. A file is written in one step, and looked at before it
-is used; where one cannot be read, a warning says so, and it is not used.
+``$SPARSE24_CACHE``, by default ``sparse24`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. A file is written in one
+step, and looked at before it is used; where one cannot be read, a warning says so, and it is not used.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 
 def path(name: str) -> Path:
     """Where the file ``name`` is, or would be."""
-    folder = os.environ.get("SPARSE24_CACHE") or Path.home() / ".cache" / "sparse24"
-    return Path(folder) / name
+    folder = os.environ.get("SPARSE24_CACHE")
+    if folder:
+        return Path(folder) / name
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(caches) if os.path.isabs(caches) else Path.home() / ".cache") / "sparse24" / name
 
 
 def read(name: str, format: int, key: str, remedy: str) -> dict[str, Any]:
@@ -51,6 +54,11 @@ def write(name: str, format: int, key: str, figures: dict[str, Any]) -> Path:
     file = path(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as draft:
-        json.dump({"format": format, key: figures}, draft, indent=1)
-    os.replace(draft.name, file)
+        try:
+            json.dump({"format": format, key: figures}, draft, indent=1)
+            draft.flush()
+            os.replace(draft.name, file)
+        except BaseException:
+            os.unlink(draft.name)
+            raise
     return file

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from .. import _C
@@ -44,6 +46,17 @@ def identity(cpu: str) -> str:
     """What measured constants are valid for."""
     found = machine()
     return f"{cpu}, family {found['family']}, model {found['model']}, {cpu_isa()}"
+
+
+@functools.cache
+def _digest_of_kernels() -> str:
+    return hashlib.blake2b(Path(_C.__file__).read_bytes(), digest_size=6).hexdigest()
+
+
+def kernels() -> str:
+    """What tells one build of the kernels, with the constants in use, from another."""
+    constants = hashlib.blake2b(repr(sorted(tuning().items())).encode(), digest_size=3).hexdigest()
+    return f"kernels {_digest_of_kernels()}-{constants}"
 
 
 @functools.cache

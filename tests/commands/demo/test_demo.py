@@ -57,7 +57,7 @@ def test_the_sparse_file_loads_into_a_converted_skeleton(tmp_path: Path) -> None
         for layer in list(model)[:-1]:  # zeros are 2:4, so that a new network can be converted
             if isinstance(layer, nn.Conv2d) and layer.in_channels > 1:
                 layer.weight.zero_()
-    to_sparse(model)
+    to_sparse(model, when="always")
     model.load_state_dict(load_file(tmp_path / "recipe-sparse.safetensors"))
     images, _ = small_images(True)
     assert 0 <= recipe.accuracy(model.eval(), images) <= 1

@@ -6,6 +6,7 @@ the network and whatever was derived from its weights keep alive, and the growth
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -93,13 +94,13 @@ def measure(network: Network, layers: int, dtype: torch.dtype, *, sparse: bool) 
     """
     _forward(_built(network, 1, dtype, sparse=sparse), network, dtype)  # loads what a first call loads
     gc.collect()
-    others, before = _live_storages(), _resident()
+    others, before = _live_storages(), resident()
     model = _built(network, layers, dtype, sparse=sparse)
     _forward(model, network, dtype)
     gc.collect()
-    resident = _resident() - before
+    grown = resident() - before
     held = {address: size for address, size in _live_storages().items() if address not in others}
-    return Held(sum(held.values()), resident)
+    return Held(sum(held.values()), grown)
 
 
 def _built(network: Network, layers: int, dtype: torch.dtype, *, sparse: bool) -> nn.Sequential:
@@ -111,7 +112,7 @@ def _built(network: Network, layers: int, dtype: torch.dtype, *, sparse: bool) -
             for parameter in layer.parameters():
                 if parameter.dim() == 2:
                     masks.prune_(parameter)
-            report = to_sparse(layer)
+            report = to_sparse(layer, when="always")
             if report.left:
                 raise Error(f"{report.left[0].name} was left dense: {report.left[0].reason}")
         model.append(layer[0])
@@ -131,8 +132,20 @@ def _live_storages() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of this process that are in memory."""
     return _kilobytes("/proc/self/status", "VmRSS") * 1024
+
+
+def peak() -> int:
+    """The most bytes that were in memory at once, since the process began or :func:`forget_peak`."""
+    return _kilobytes("/proc/self/status", "VmHWM") * 1024
+
+
+def forget_peak() -> None:
+    """Let :func:`peak` begin with what is in memory now; where the system does not allow it, nothing."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _kilobytes(path: str, name: str) -> int:

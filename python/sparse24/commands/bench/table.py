@@ -30,6 +30,21 @@ class Setting:
 
     threads: int
     seconds: float  #: spent on each row
+    quick: bool = False  #: smaller problems, to see that it works; the figures say little
+    minutes: float = (
+        60.0  #: that a benchmark of many rows may take; what is not reached is left out, and told
+    )
+    networks: tuple[str, ...] = ()  #: keys of the networks to measure; empty: all
+    resume: bool = False  #: take over rows that an interrupted run has measured
+    progress: Callable[[str], None] = print  #: told of every row
+
+
+class Interrupted(KeyboardInterrupt):
+    """A benchmark was interrupted; ``tables`` is what it had measured."""
+
+    def __init__(self, tables: list[Table]) -> None:
+        super().__init__()
+        self.tables = tables
 
 
 #: What every module of a benchmark has under the name ``tables``.

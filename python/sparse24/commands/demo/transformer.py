@@ -151,7 +151,7 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
     progress.now("prune and convert")
     sparse = copy.deepcopy(dense)
     Sparsifier(sparse).prune()
-    report = to_sparse(sparse)
+    report = to_sparse(sparse, when="always")
     progress.now("embed")
     with torch.inference_mode():
         quality = _quality(dense(tokens), sparse(tokens))

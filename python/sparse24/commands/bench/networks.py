@@ -1,0 +1,264 @@
+"""Whole networks, dense and converted: eager and compiled, by dtype and batch.
+
+Beside each ratio stands what Amdahl's law gives from the share of the converted layers in the dense pass and
+from the times of those layers alone, so that a shortfall can be told from a limit.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ... import Sparsifier, to_sparse
+from ...choose.example import Arguments, record
+from ...choose.measured import Chooser
+from ...nn.compressed import CompressedModule
+from ...ops import machine
+from ...timing import interleaved_times
+from . import keeping, memory, rivals
+from .definitions import DEFINITIONS, Definition, of_key
+from .table import Interrupted, Setting, Table
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+#: A batch above the second is left out where a dense pass takes longer.
+LONG_PASS_SECONDS = 5.0
+#: A network of this share of its depth, for a quick look.
+QUICK_DEPTH = 0.1
+COMPILED_BATCH = 8
+HEADER = [
+    "network", "dtype", "mode", "batch", "torch ms", "best dense ms", "2:4 ms", "x torch", "x best dense",
+    "sparse layers", "in products", "Amdahl", "of Amdahl", "dense MB", "2:4 MB",
+]  # fmt: skip
+
+
+class Case(NamedTuple):
+    """A row."""
+
+    network: Definition
+    dtype: str
+    mode: str  #: "eager" or "compiled"
+    batch: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.network.key} {self.dtype} {self.mode} {self.batch}"
+
+    @property
+    def cells(self) -> list[str]:
+        """What the row is about."""
+        return [f"{self.network.name}, {self.network.what}", self.dtype, self.mode, str(self.batch)]
+
+
+def tables(setting: Setting) -> list[Table]:
+    """One row a network, dtype, mode and batch, until the time is up.
+
+    Raises:
+        ValueError: a network that there is not.
+        Interrupted: with the rows so far, which are also kept for ``resume``.
+    """
+    end = time.monotonic() + 60 * setting.minutes
+    store = keeping.Rows("networks", setting)
+    rows: list[list[str]] = [HEADER]
+    left: list[str] = []
+    pair: tuple[object, ...] = ()
+    pass_seconds = 0.0
+    try:
+        for case in cases(setting):
+            known = store.get(case.key)
+            if known is not None:
+                rows.append(known)
+                continue
+            reason = _why_not(case, pass_seconds if pair == case[:2] else 0.0, end - time.monotonic())
+            if reason:
+                left.append(f"{case.key}: {reason}")
+                setting.progress(f"  {left[-1]}")
+                continue
+            setting.progress(f"  {case.key} ...")
+            cells, pass_seconds = measure(case, setting)
+            pair = case[:2]
+            rows.append(store.put(case.key, cells))
+            setting.progress("  " + " | ".join(cells))
+    except KeyboardInterrupt:
+        raise Interrupted([_table(rows, [*left, "interrupted"], setting)]) from None
+    return [_table(rows, left, setting)]
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """The rows that are asked for, in order."""
+    networks = [of_key(key) for key in setting.networks] or DEFINITIONS
+    for network, dtype in itertools.product(networks, DTYPES):
+        for batch in network.batches[:1] if setting.quick else network.batches:
+            yield Case(network, dtype, "eager", batch)
+            if batch == COMPILED_BATCH and dtype != "int8":
+                yield Case(network, dtype, "compiled", batch)
+
+
+def _why_not(case: Case, last_pass: float, seconds_left: float) -> str:
+    """Why a row is left out; ``last_pass``: seconds of the dense pass at the batch before, 0: none was."""
+    if seconds_left <= 0:
+        return "the time was up"
+    grown = last_pass * case.batch / COMPILED_BATCH
+    if case.batch > COMPILED_BATCH and grown > LONG_PASS_SECONDS:
+        return f"a pass would take {grown:.0f} s"
+    return ""
+
+
+def _table(rows: list[list[str]], left: list[str], setting: Setting) -> Table:
+    caption = (
+        "Whole networks with random weights, 2:4 by magnitude, converted where that is faster (int8: all of "
+        "it). Torch: the same network dense in the same dtype (int8: linear layers by quantize_dynamic). "
+        "Best dense: the fastest of torch, oneDNN with prepacked weights"
+        + (", and OpenVINO" if rivals.has_openvino() else "; OpenVINO is not installed here")
+        + ". In products: share of a dense pass in the layers that are sparse. Amdahl: the ratio to torch "
+        "that follows from that share and from those layers timed alone. MB: weights, and the growth of the "
+        "resident set in a pass."
+    )
+    if setting.quick:
+        caption = f"QUICK, {QUICK_DEPTH:.0%} of the depth: figures of no network. " + caption
+    if left:
+        caption += " Left out: " + "; ".join(left) + "."
+    return Table("networks", caption, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A dense network, its converted self, and what the conversion measured."""
+
+    dense: nn.Module
+    sparse: nn.Module
+    inputs: Arguments
+    layers: dict[str, nn.Module]  #: dense layers that are sparse in the other
+
+
+def measure(case: Case, setting: Setting) -> tuple[list[str], float]:
+    """The cells of a row, and the seconds of a dense pass."""
+    with torch.no_grad():
+        network = built(case, QUICK_DEPTH if setting.quick else 1.0)
+        share, predicted = amdahl(network, case)
+        memories = [memory_of(model, network.inputs) for model in (network.dense, network.sparse)]
+        turns = _turns(case, network, setting.threads)
+        names, calls = list(turns), list(turns.values())
+        times = {
+            name: statistics.median(each)
+            for name, each in zip(names, interleaved_times(calls, setting.seconds, 3), strict=True)
+        }
+    sparse = times.pop("2:4")
+    best = min(times, key=lambda name: times[name])
+    ratio = times["torch"] / sparse
+    layers = sum(isinstance(m, CompressedModule) for m in network.sparse.modules())
+    every = sum(isinstance(m, nn.Linear | nn.Conv2d) for m in network.dense.modules())
+    torch_ms, best_ms, sparse_ms = (f"{each * 1e3:.1f}" for each in (times["torch"], times[best], sparse))
+    cells = [
+        *case.cells, torch_ms, f"{best_ms} ({best})", sparse_ms,
+        f"{ratio:.2f}", f"{times[best] / sparse:.2f}", f"{layers} of {every}", f"{share:.0%}",
+        f"{predicted:.2f}" if predicted else "", f"{ratio / predicted:.2f}" if predicted else "",
+        *(f"{each / 1e6:.0f}" for each in memories),
+    ]  # fmt: skip
+    return cells, times["torch"]
+
+
+def built(case: Case, depth: float) -> Network:
+    """The networks of a row; the same random numbers for every row."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(24)
+        dense = case.network.build(depth).to(DTYPES[case.dtype])
+        inputs: Arguments = (case.network.inputs(case.batch, dense), {})
+    Sparsifier(dense).prune()
+    for parameter in dense.parameters():
+        parameter.requires_grad_(False)
+    sparse = copy.deepcopy(dense)
+    if case.dtype == "int8":
+        to_sparse(sparse, when="always")
+        for module in sparse.modules():
+            if isinstance(module, CompressedModule):
+                module.to_int8(None if case.network.key == "llama-decode" else "dynamic")
+    else:
+        model: Any = torch.compile(sparse, dynamic=False) if case.mode == "compiled" else sparse
+        to_sparse(model, example_inputs=[inputs[0]])
+    converted = {n for n, module in sparse.named_modules() if isinstance(module, CompressedModule)}
+    layers = {n: module for n, module in dense.named_modules() if n in converted}
+    return Network(dense, sparse, inputs, layers)
+
+
+def amdahl(network: Network, case: Case) -> tuple[float, float]:
+    """Share of a dense eager pass in the layers that are sparse, and the ratio that follows; 0: not known."""
+    inside = seconds_inside(network)
+    whole = inside.pop("")
+    share = sum(inside.values()) / whole
+    if case.dtype == "int8":
+        return share, 0.0
+    chooser = Chooser(sum(p.nbytes for p in network.dense.parameters()), case.mode == "compiled")
+    seen = record(network.dense, network.layers, [network.inputs])
+    after = whole - sum(inside.values())
+    for name, module in network.layers.items():
+        pairs = [(times, chooser.time(module, call)) for call, times in seen[name].items()]
+        dense = sum(times * pair.dense for times, pair in pairs)
+        after += inside[name] * sum(times * pair.sparse for times, pair in pairs) / dense
+    return share, whole / after
+
+
+def seconds_inside(network: Network) -> dict[str, float]:
+    """Median seconds in each layer that is sparse in the other network, and under "" in the whole pass."""
+    starts: dict[str, float] = {}
+    spent: dict[str, list[float]] = {name: [] for name in ("", *network.layers)}
+
+    def begin(name: str) -> Callable[..., None]:
+        return lambda *given: starts.__setitem__(name, time.perf_counter())
+
+    def end(name: str) -> Callable[..., None]:
+        return lambda *given: spent[name].append(time.perf_counter() - starts[name])
+
+    handles = []
+    for name, module in (("", network.dense), *network.layers.items()):
+        handles += [module.register_forward_pre_hook(begin(name)), module.register_forward_hook(end(name))]
+    try:
+        for _ in range(4):
+            network.dense(*network.inputs[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: statistics.median(each[1:]) for name, each in spent.items()}
+
+
+def memory_of(model: nn.Module, inputs: Arguments) -> int:
+    """Bytes of the network's tensors, and by how much the resident set grows in a pass, at its peak."""
+    tensors = [*model.parameters(), *model.buffers()]
+    machine.give_memory_back()
+    memory.forget_peak()
+    before = memory.resident()
+    model(*inputs[0])
+    return sum(t.nbytes for t in tensors) + max(0, memory.peak() - before)
+
+
+def _turns(case: Case, network: Network, threads: int) -> dict[str, Callable[[], object]]:
+    """What takes turns, by the name that the table has for it."""
+    dense, sparse, (inputs, _) = network.dense, network.sparse, network.inputs
+    if case.mode == "compiled":
+        programs = {"torch": _compiled(dense), "2:4": _compiled(sparse), "frozen": rivals.frozen(dense)}
+    elif case.dtype == "int8":
+        programs = {"torch": rivals.int8_dense(dense), "2:4": sparse}
+    else:
+        programs = {"torch": dense, "2:4": sparse, "prepacked": rivals.prepacked(dense, network.inputs)}
+    turns: dict[str, Callable[[], object]] = {
+        name: functools.partial(program, *inputs) for name, program in programs.items()
+    }
+    if case.dtype != "int8" and rivals.has_openvino():
+        try:
+            turns["OpenVINO"] = rivals.openvino_call(dense, inputs, threads, DTYPES[case.dtype])
+        except RuntimeError:  # it does not know an operator of the network: no rival
+            return turns
+    return turns
+
+
+def _compiled(model: nn.Module) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(model, dynamic=False)
+    return compiled
