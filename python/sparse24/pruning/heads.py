@@ -17,7 +17,9 @@ _ANYWHERE = {
     "class_embed", "bbox_embed", "bbox_predictor", "bbox_pred", "cls_score", "cls_logits", "qa_outputs",
     "logits", "to_logits",
 }  # fmt: skip
-_ANYWHERE_ENDING = re.compile(r".+_(head|classifier|logits)")
+_ANYWHERE_ENDING = re.compile(
+    r"(?!conv_head).+_(head|classifier|logits)"
+)  # conv_head: MobileNets' last features
 #: Parts that are heads at the top of a network.
 _AT_TOP = {
     "head", "heads", "head_dist", "fc", "out", "output", "score", "final", "final_layer", "unembed",
