@@ -141,6 +141,8 @@ class Network:
 
 def measure(case: Case, setting: Setting) -> tuple[list[str], float]:
     """The cells of a row, and the seconds of a dense pass."""
+    if case.mode == "compiled":  # programs of rows before count as recompilations, and hold their networks
+        torch.compiler.reset()
     with torch.no_grad():
         network = built(case, QUICK_DEPTH if setting.quick else 1.0)
         share, predicted = amdahl(network, case)
