@@ -94,9 +94,8 @@ def test_a_row_with_its_reason_and_the_others_done(case: str) -> None:
     optimizer.step()
     assert len(sparsifier.verify()) == 4
     for dtype in (None, torch.bfloat16):
-        converted = sparse24.to_sparse(
-            net := copy.deepcopy(model) if case != "quantized" else model, dtype=dtype
-        )
+        net = copy.deepcopy(model) if case != "quantized" else model
+        converted = sparse24.to_sparse(net, dtype=dtype, when="always")
         rows = {row.name: row for row in converted}
         assert [row.name for row in converted.done] == ["first", "attention", "last"]
         assert not rows["odd"].done

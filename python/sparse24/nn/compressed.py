@@ -30,9 +30,8 @@ FORMAT = 1
 
 def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd has to see the product of these; a trace of TorchScript cannot hold it."""
-    if is_traced():
-        return False
-    return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    wanted = input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    return wanted and not is_traced()
 
 
 def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
