@@ -103,6 +103,13 @@ def test_onnx_names_to_dense(layer: int) -> None:
         torch.onnx.export(module.eval(), (input,), io.BytesIO(), dynamo=False)
 
 
+def test_script_is_refused_with_the_way_round(model: nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"cannot compile SparseConv2d: record .*torch\.jit\.trace"):
+        torch.jit.script(model)
+    with pytest.raises(TypeError, match=r"cannot compile SparseMulti\w+: .*call sparse24\.to_dense\(model\)"):
+        torch.jit.script(model.attention)
+
+
 def test_onnx_through_torch_export_names_to_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``torch.onnx.export(dynamo=True)`` does it, without the packages that it needs."""
     fake = types.SimpleNamespace(is_in_onnx_export=lambda: True)

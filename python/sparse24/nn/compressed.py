@@ -13,7 +13,7 @@ from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight
 from . import int8, on_device
 from .forms import Form, compress_weight
-from .tracing import is_traced
+from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
 
 #: Weight dtypes that the products take.
@@ -41,7 +41,7 @@ def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
     return divmod(int(first), pairs.shape[1]) if len(first) else None
 
 
-class CompressedModule(nn.Module):
+class CompressedModule(Unscriptable, nn.Module):
     """What the sparse layers share: ``values``, ``indices``, ``bias``, and checkpoints checked on load."""
 
     values: nn.Parameter
