@@ -1,119 +1,107 @@
 // C++ microbenchmarks of the CPU kernels against what bounds them: masks against a plain read of the
-// same array, large products against the multiply-add peak, decode against the memory. Everything that
-// is compared takes turns in one process; medians. Prints one JSON object a line.
+// same array, large products and convolutions against the multiply-add peak of float32, decode against the
+// memory, in every dtype of weights. Everything that is compared takes turns in one process; medians. Prints
+// one JSON object a line.
 //
-//     kernels_bench [threads [call | masks | linear | decode]]
+//     kernels_bench [threads [call | masks | linear | conv2d | decode]]
 
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
-#include <memory>
-#include <new>
-#include <random>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "cpu_harness.h"
 #include "shapes.inc"
 #include "sparse24.h"
 
 using namespace sparse24;
+using namespace harness;
 
 namespace {
 
-// Medians in seconds of calls that take turns.
-std::vector<double> medians(const std::vector<std::function<void()>>& calls, int rounds) {
-  std::vector<std::vector<double>> samples(calls.size());
-  for (const auto& call : calls) call();
-  for (int round = 0; round < rounds; ++round) {
-    for (std::size_t i = 0; i < calls.size(); ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      calls[i]();
-      samples[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    }
-  }
-  std::vector<double> out;
-  for (auto& sample : samples) {
-    std::nth_element(sample.begin(), sample.begin() + rounds / 2, sample.end());
-    out.push_back(sample[static_cast<std::size_t>(rounds / 2)]);
-  }
-  return out;
-}
-
-struct Free {
-  void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
+// How a product is computed: weights of a dtype, activations of another, int8 by int8 or not.
+struct Kind {
+  const char* name;
+  DType weight, input;
+  std::int64_t weight_size, input_size;
+  Quantize quantize;
 };
-using Aligned = std::unique_ptr<std::byte, Free>;
+constexpr Kind kKinds[] = {
+    {"fp32", DType::kFloat32, DType::kFloat32, 4, 4, Quantize::kNone},
+    {"bf16", DType::kBFloat16, DType::kBFloat16, 2, 2, Quantize::kNone},
+    {"fp16", DType::kFloat16, DType::kFloat16, 2, 2, Quantize::kNone},
+    {"int8 weights", DType::kInt8, DType::kFloat32, 1, 4, Quantize::kNone},
+    {"int8", DType::kInt8, DType::kFloat32, 1, 4, Quantize::kByToken},
+};
 
-Aligned allocate(std::int64_t bytes) {
-  return Aligned(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64})));
-}
-
-std::vector<float> normals(std::int64_t count) {
-  std::mt19937 rng(24);
-  std::normal_distribution<float> normal;
-  std::vector<float> out(static_cast<std::size_t>(count));
-  std::generate(out.begin(), out.end(), [&] { return normal(rng); });
+// Floats in a dtype; int8 in steps of 1/32.
+std::vector<std::byte> in_dtype(const std::vector<float>& x, DType dtype, std::int64_t size) {
+  std::vector<std::byte> out(x.size() * static_cast<std::size_t>(size));
+  std::byte* to = out.data();
+  for (const float value : x) {
+    if (dtype == DType::kFloat32) {
+      std::memcpy(to, &value, 4);
+    } else if (dtype == DType::kBFloat16) {
+      std::memcpy(to, reinterpret_cast<const std::byte*>(&value) + 2, 2);
+    } else if (dtype == DType::kFloat16) {
+      const auto half = static_cast<_Float16>(value);
+      std::memcpy(to, &half, 2);
+    } else {
+      const auto step = static_cast<std::int8_t>(std::clamp(value * 32, -127.0f, 127.0f));
+      std::memcpy(to, &step, 1);
+    }
+    to += size;
+  }
   return out;
 }
 
 // A pruned Gaussian weight [m, k], compressed.
 struct Compressed {
   Aligned values, indices;
+  std::vector<float> scale;
   Weight weight;
 };
 
-Compressed compressed_weight(std::int64_t m, std::int64_t k, int threads) {
+Compressed compressed_weight(std::int64_t m, std::int64_t k, int threads, const Kind& kind = kKinds[0]) {
   auto w = normals(m * k);
   nm_prune(w.data(), DType::kFloat32, m, k, 1, 2, 4, nullptr, threads);
-  Compressed out{allocate(m * k / 2 * 4), allocate(m * k / 8), {}};
+  const auto dense = in_dtype(w, kind.weight, kind.weight_size);
+  Compressed out{allocate(m * k / 2 * kind.weight_size), allocate(m * k / 8), {}, {}};
   auto* indices = reinterpret_cast<std::uint8_t*>(out.indices.get());
-  compress(w.data(), DType::kFloat32, m, k, k, out.values.get(), indices);
-  out.weight = {out.values.get(), indices, DType::kFloat32, m, k};
+  compress(dense.data(), kind.weight, m, k, k, out.values.get(), indices);
+  if (kind.weight == DType::kInt8) out.scale.assign(static_cast<std::size_t>(m), 1.0f / 32);
+  out.weight = {out.values.get(), indices, kind.weight, m, k, out.scale.empty() ? nullptr : out.scale.data()};
   return out;
 }
 
-volatile std::uint32_t sink;
-
-// Reads every word once: four streams a thread, which is what it takes to saturate one core.
-void read_all(const void* data, std::int64_t words, int threads) {
-  const auto* p = static_cast<const std::uint32_t*>(data);
-  std::uint32_t all = 0;
-  const std::int64_t parts = 4 * threads;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : all)
-  for (std::int64_t run = 0; run < threads; ++run) {
-    const std::int64_t quarter = words / parts, base = run * 4 * quarter;
-    std::uint32_t a[8] = {}, b[8] = {}, c[8] = {}, d[8] = {};
-    for (std::int64_t i = 0; i + 8 <= quarter; i += 8) {
-      for (int j = 0; j < 8; ++j) {
-        a[j] |= p[base + i + j];
-        b[j] |= p[base + quarter + i + j];
-        c[j] |= p[base + 2 * quarter + i + j];
-        d[j] |= p[base + 3 * quarter + i + j];
-      }
-    }
-    for (int j = 0; j < 8; ++j) all |= a[j] | b[j] | c[j] | d[j];
-  }
-  sink = all;
+// The same numbers in memory of their own.
+Compressed copy_of(const Compressed& from, std::int64_t value_bytes, std::int64_t index_bytes) {
+  Compressed out{allocate(value_bytes), allocate(index_bytes), from.scale, from.weight};
+  std::memcpy(out.values.get(), from.values.get(), static_cast<std::size_t>(value_bytes));
+  std::memcpy(out.indices.get(), from.indices.get(), static_cast<std::size_t>(index_bytes));
+  out.weight.values = out.values.get();
+  out.weight.indices = reinterpret_cast<const std::uint8_t*>(out.indices.get());
+  if (!out.scale.empty()) out.weight.scale = out.scale.data();
+  return out;
 }
 
-#if defined(__x86_64__)
-// Ten independent chains of register multiply-adds: 160 operations a round on AVX2.
-__attribute__((target("avx2,fma"))) void multiply_add(std::int64_t rounds) {
-  for (std::int64_t i = 0; i < rounds; ++i) {
-    asm volatile(
-        "vfmadd231ps %%ymm15,%%ymm15,%%ymm0\n vfmadd231ps %%ymm15,%%ymm15,%%ymm1\n"
-        "vfmadd231ps %%ymm15,%%ymm15,%%ymm2\n vfmadd231ps %%ymm15,%%ymm15,%%ymm3\n"
-        "vfmadd231ps %%ymm15,%%ymm15,%%ymm4\n vfmadd231ps %%ymm15,%%ymm15,%%ymm5\n"
-        "vfmadd231ps %%ymm15,%%ymm15,%%ymm6\n vfmadd231ps %%ymm15,%%ymm15,%%ymm7\n"
-        "vfmadd231ps %%ymm15,%%ymm15,%%ymm8\n vfmadd231ps %%ymm15,%%ymm15,%%ymm9\n" ::
-            : "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9");
-  }
+Linear linear_args(const Kind& kind, const Weight& weight, const void* x, void* y, std::int64_t n, int threads) {
+  Linear args{weight,        kind.input,        x,      nullptr, y, n, weight.rows, weight.padded,
+              weight.padded, Activation::kNone, threads};
+  args.quantize = kind.quantize;
+  return args;
 }
-#endif
+
+int rounds_for(double operations) { return static_cast<int>(std::clamp(4e10 / operations, 9.0, 101.0)) | 1; }
+
+void print_product(const std::string& head, double operations, const std::vector<double>& t) {
+  std::printf("{%s, \"gflops\": %.4g, \"of_peak\": %.4g}\n", head.c_str(), operations / t[0] / 1e9,
+              t.size() > 1 ? t[1] / 2 / t[0] : 0);
+}
 
 void bench_masks(int threads) {
   const std::int64_t side = kMaskSide;
@@ -138,56 +126,91 @@ void bench_masks(int threads) {
 }
 
 void bench_linear(int threads) {
-  for (const auto& [m, k] : kLinearShapes) {
-    const Compressed w = compressed_weight(m, k, threads);
-    for (const std::int64_t n : kLinearTokens) {
-      const auto x = normals(n * k);
-      std::vector<float> y(static_cast<std::size_t>(n * m));
-      const double operations = 2.0 * static_cast<double>(n * m * k);
-      double peak = 0;
-      std::vector<std::function<void()>> calls = {[&] {
-        linear({w.weight, DType::kFloat32, x.data(), nullptr, y.data(), n, m, k, k, Activation::kNone, threads});
-      }};
-#if defined(__x86_64__)
-      const auto rounds = static_cast<std::int64_t>(operations / 2 / 160 / threads) + 1;
-      calls.push_back([&] {
-#pragma omp parallel num_threads(threads)
-        multiply_add(rounds);
-      });
-#endif
-      const auto t = medians(calls, static_cast<int>(std::clamp(4e10 / operations, 9.0, 101.0)) | 1);
-#if defined(__x86_64__)
-      peak = static_cast<double>(rounds * threads) * 160 / t[1];
-#endif
-      std::printf("{\"table\": \"linear\", \"m\": %ld, \"k\": %ld, \"n\": %ld, \"gflops\": %.4g, \"of_peak\": %.4g}\n",
-                  static_cast<long>(m), static_cast<long>(k), static_cast<long>(n), operations / t[0] / 1e9,
-                  peak == 0 ? 0 : operations / 2 / t[0] / peak);
+  for (const Kind& kind : kKinds) {
+    for (const auto& [m, k] : kLinearShapes) {
+      const Compressed w = compressed_weight(m, k, threads, kind);
+      for (const std::int64_t n : kLinearTokens) {
+        const auto x = in_dtype(normals(n * k), kind.input, kind.input_size);
+        std::vector<std::byte> y(static_cast<std::size_t>(n * m * kind.input_size));
+        const double operations = 2.0 * static_cast<double>(n * m * k);
+        auto calls = at_peak(operations, threads);
+        calls.insert(calls.begin(), [&] { linear(linear_args(kind, w.weight, x.data(), y.data(), n, threads)); });
+        const auto t = medians(calls, rounds_for(operations));
+        print_product("\"table\": \"linear\", \"dtype\": \"" + std::string(kind.name) + "\", \"m\": " +
+                          std::to_string(m) + ", \"k\": " + std::to_string(k) + ", \"n\": " + std::to_string(n),
+                      operations, t);
+      }
+    }
+  }
+}
+
+void bench_conv2d(int threads) {
+  for (const Kind& kind : kKinds) {
+    for (const auto& [in, out, size, kernel] : kConv2dShapes) {
+      const Compressed w = compressed_weight(out, kernel * kernel * in, threads, kind);
+      const std::int64_t pixels = kConv2dBatch * size * size, pad = kernel / 2;
+      const auto x = in_dtype(normals(pixels * in), kind.input, kind.input_size);
+      std::vector<std::byte> y(static_cast<std::size_t>(pixels * out * kind.input_size));
+      const double operations = 2.0 * static_cast<double>(pixels * out * kernel * kernel * in);
+      Conv2d args{w.weight,
+                  kind.input,
+                  x.data(),
+                  nullptr,
+                  y.data(),
+                  kConv2dBatch,
+                  in,
+                  size,
+                  size,
+                  out,
+                  kernel,
+                  kernel,
+                  1,
+                  1,
+                  pad,
+                  pad,
+                  1,
+                  1,
+                  /*groups=*/1,
+                  MemoryFormat::kChannelsLast,
+                  Activation::kNone,
+                  threads};
+      args.quantize = kind.quantize;
+      auto calls = at_peak(operations, threads);
+      calls.insert(calls.begin(), [&] { conv2d(args); });
+      const auto t = medians(calls, rounds_for(operations));
+      print_product("\"table\": \"conv2d\", \"dtype\": \"" + std::string(kind.name) +
+                        "\", \"in\": " + std::to_string(in) + ", \"out\": " + std::to_string(out) +
+                        ", \"size\": " + std::to_string(size) + ", \"kernel\": " + std::to_string(kernel),
+                    operations, t);
     }
   }
 }
 
 void bench_decode(int threads) {
-  for (const auto& [m, k] : kLinearShapes) {
-    const std::int64_t bytes = m * k / 2 * 4 + m * k / 8, copies = kColdBytes / bytes + 1;
-    std::vector<Compressed> weights;
-    std::vector<Aligned> rivals;
-    for (std::int64_t i = 0; i < copies; ++i) {
-      weights.push_back(compressed_weight(m, k, threads));
-      rivals.push_back(allocate(bytes));
-      std::fill_n(reinterpret_cast<unsigned char*>(rivals.back().get()), bytes, static_cast<unsigned char>(1));
+  for (const Kind& kind : kKinds) {
+    for (const auto& [m, k] : kLinearShapes) {
+      const std::int64_t bytes = m * k / 2 * kind.weight_size + m * k / 8, copies = kColdBytes / bytes + 1;
+      std::vector<Compressed> weights;
+      std::vector<Aligned> rivals;
+      weights.push_back(compressed_weight(m, k, threads, kind));
+      for (std::int64_t i = 0; i < copies; ++i) {
+        if (i > 0) weights.push_back(copy_of(weights[0], m * k / 2 * kind.weight_size, m * k / 8));
+        rivals.push_back(allocate(bytes));
+        std::fill_n(reinterpret_cast<unsigned char*>(rivals.back().get()), bytes, static_cast<unsigned char>(1));
+      }
+      const auto x = in_dtype(normals(k), kind.input, kind.input_size);
+      std::vector<std::byte> y(static_cast<std::size_t>(m * kind.input_size));
+      std::size_t at = 0, rival = 0;
+      const auto t = medians({[&] {
+                                const Weight& weight = weights[at++ % weights.size()].weight;
+                                linear(linear_args(kind, weight, x.data(), y.data(), 1, threads));
+                              },
+                              [&] { read_all(rivals[rival++ % rivals.size()].get(), bytes / 4, threads); }},
+                             81);
+      std::printf(
+          "{\"table\": \"decode\", \"dtype\": \"%s\", \"m\": %ld, \"k\": %ld, \"gb_s\": %.4g, \"of_read\": %.4g}\n",
+          kind.name, static_cast<long>(m), static_cast<long>(k), static_cast<double>(bytes) / t[0] / 1e9, t[1] / t[0]);
     }
-    const auto x = normals(k);
-    std::vector<float> y(static_cast<std::size_t>(m));
-    std::size_t at = 0, rival = 0;
-    const auto t = medians(
-        {[&] {
-           const Weight& weight = weights[at++ % weights.size()].weight;
-           linear({weight, DType::kFloat32, x.data(), nullptr, y.data(), 1, m, k, k, Activation::kNone, threads});
-         },
-         [&] { read_all(rivals[rival++ % rivals.size()].get(), bytes / 4, threads); }},
-        81);
-    std::printf("{\"table\": \"decode\", \"m\": %ld, \"k\": %ld, \"gb_s\": %.4g, \"of_read\": %.4g}\n",
-                static_cast<long>(m), static_cast<long>(k), static_cast<double>(bytes) / t[0] / 1e9, t[1] / t[0]);
   }
 }
 
@@ -242,5 +265,6 @@ int main(int argc, char** argv) {
   if (only.empty() || only == "call") bench_calls();
   if (only.empty() || only == "masks") bench_masks(threads);
   if (only.empty() || only == "linear") bench_linear(threads);
+  if (only.empty() || only == "conv2d") bench_conv2d(threads);
   if (only.empty() || only == "decode") bench_decode(threads);
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +168,46 @@ def test_figures_that_were_measured_before_an_interruption_stay(monkeypatch: pyt
     clock = set_clock(monkeypatch, lambda out, n: (2.0, 1.0))
     sparse24.to_sparse(model, example_inputs=torch.ones(3, 32))
     assert [shape for *_, shape, _ in clock.asked] == [(3, 64)]
+
+
+def test_autocast_inside_a_model_is_timed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = prune_layers(nn.Linear(32, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.layer(x)
+
+    monkeypatch.setattr(measured, "_SECONDS", 0.001)
+    seen: list[torch.dtype] = []
+    call = measured._called
+
+    def listening(*given: Any) -> Any:
+        output = call(*given)
+        seen.append(output.dtype)  # type: ignore[attr-defined]
+        return output
+
+    monkeypatch.setattr(measured, "_called", listening)
+    sparse24.to_sparse(Cast(), example_inputs=torch.ones(3, 32))
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_inputs_of_any_strides_and_sizes() -> None:
+    model = prune_layers(nn.Sequential(nn.Linear(32, 8))).eval()
+    inputs = [torch.ones(1, 32).expand(5, 32), torch.ones(32, 4).t(), torch.ones(0, 32), torch.ones(32)]
+    (row,) = sparse24.to_sparse(model, example_inputs=inputs)
+    assert "at 5 tokens" in row.reason
+    assert "over 4 calls" in row.reason
+
+
+def test_the_import_does_not_load_the_compiler() -> None:
+    said = "import sys, sparse24; print(any(name.startswith('torch._dynamo') for name in sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    alone = said.replace("sparse24", "torch")
+    torch_alone = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True)
+    assert ran.stdout == torch_alone.stdout
 
 
 @pytest.mark.parametrize("how", ["torch.compile", "model.compile"])

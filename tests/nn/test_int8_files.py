@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import sparse24
 from sparse24 import SparseLinear
 
 from .layers import (
@@ -62,6 +64,8 @@ def test_float8_files_are_dequantized_once_and_say_so(dtype: torch.dtype, scaled
     fresh.load_state_dict(state)
     assert torch.equal(fresh.values, expected.bfloat16())
     assert "dequantized from float8" in repr(fresh)
+    (row,) = sparse24.to_sparse(nn.Sequential(fresh))
+    assert row.reason == f"already sparse, dequantized from {str(dtype).removeprefix('torch.')}"
     assert list(fresh.state_dict()) == ["values", "bias", "indices"]
     fresh.load_state_dict(saved(layer))
     assert "float8" not in repr(fresh)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from ..nn import convert
 from ..nn.convert import Decide, Verdict, why_device_dense
@@ -72,12 +72,18 @@ def to_sparse(
     if when == "always" and example_inputs is not None:
         raise ValueError('example_inputs decide nothing with when="always": leave one of them out')
     calls = None if example_inputs is None else example.calls_of(example_inputs)
-    is_compiled = isinstance(model, nn.Module) and model._compiled_call_impl is not None
-    if isinstance(model, OptimizedModule):
-        model, is_compiled = model._orig_mod, True
+    model, is_compiled = _what_was_compiled(model)
     decide = None if when == "always" else _decision(model, dtype, calls, is_compiled)
     report = convert.to_sparse(model, dtype, filter_fn, decide)
     return fuse_activations(model, report) if fuse else report
+
+
+def _what_was_compiled(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The module behind what ``torch.compile`` returned, and whether it or the module itself is compiled."""
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and there if it was used
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+        return model._orig_mod, True
+    return model, isinstance(model, nn.Module) and model._compiled_call_impl is not None
 
 
 def _decision(

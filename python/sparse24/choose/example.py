@@ -55,11 +55,17 @@ class Like(NamedTuple):
 
     def made(self, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
         """Normal numbers in this shape and memory order, in ``dtype`` if given; NaN-free."""
-        blank = torch.empty_strided(self.shape, self.stride, dtype=dtype or self.dtype)
-        return blank.normal_(generator=generator)
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        memory = torch.empty(max(0, last + 1), dtype=dtype or self.dtype).normal_(generator=generator)
+        return memory.as_strided(self.shape, self.stride)  # expanded tensors overlap
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.shape))}/{'x'.join(map(str, self.stride))} {self.dtype}"
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether shape and strides tell where its numbers are."""
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 class Same(NamedTuple):
@@ -79,15 +85,22 @@ class LayerCall:
         first: dict[int, int] = {}
         self._leaves: list[Any] = []
         for index, leaf in enumerate(leaves):
-            is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+            is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point() and _is_plain(leaf)
             if is_floating and first.setdefault(id(leaf), index) != index:
                 self._leaves.append(Same(first[id(leaf)]))
             elif is_floating:
                 self._leaves.append(Like(tuple(leaf.shape), tuple(leaf.stride()), leaf.dtype))
             else:
                 self._leaves.append(leaf)
-        told = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else str(x) for x in self._leaves]
+        #: What autocast made of it, on a CPU, or None.
+        self.autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        told = [
+            f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) and _is_plain(x) else str(x)
+            for x in self._leaves
+        ]
         names = f"({', '.join(kwargs)})" if kwargs else ""
+        if self.autocast is not None:
+            names += f" under autocast to {self.autocast}"
         #: What two equal calls have in common, for a file of figures.
         self.key = " ".join([*told, names]).strip()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -72,8 +73,6 @@ class Chooser:
         """What a time depends on besides the machine: the layer, the call, compiled or not, the caches."""
         weight = next(module.parameters())
         mode = "compiled" if self._compiled else "eager"
-        if torch.is_autocast_enabled("cpu"):
-            mode += f" under autocast to {torch.get_autocast_dtype('cpu')}"
         kind, shape = described(module)
         dtype = self._dtype or weight.dtype
         order = " channels_last" if _is_channels_last(module) else ""
@@ -88,17 +87,25 @@ class Chooser:
         """
         args, kwargs = call.arguments(torch.Generator().manual_seed(24), self._dtype)
         layers = [_compiled(layer) if self._compiled else layer for layer in (dense, sparse)]
-        turns: list[Callable[[], object]] = [lambda layer=layer: layer(*args, **kwargs) for layer in layers]  # type: ignore[misc]
-        passing = torch.empty(self._cold // 4, dtype=torch.int32).fill_(1)
+        turns = [functools.partial(_called, layer, args, kwargs, call.autocast) for layer in layers]
+        passing = torch.ones(self._cold // 4, dtype=torch.int32)
 
         def before() -> None:
-            if len(passing):
-                passing.sum()
-            for each in args:  # the layer before has just written them
-                if isinstance(each, Tensor):
-                    each.sum()
+            for each in (passing, *args):  # the layer before has just written the arguments
+                if isinstance(each, Tensor) and each.numel():
+                    each.amax()
 
         return Pair(*(min(times) for times in interleaved_times(turns, _SECONDS, _ROUNDS, before)))
+
+
+def _called(
+    layer: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], autocast: torch.dtype | None
+) -> object:
+    """One call, as the network makes it: what autocast has cast is not kept for the next."""
+    if autocast is None:
+        return layer(*args, **kwargs)
+    with torch.autocast("cpu", autocast):
+        return layer(*args, **kwargs)
 
 
 def verdict_of(timed: list[Timed]) -> Verdict:

@@ -18,10 +18,11 @@ from ..pruning.layers import (
     stays_dense,
 )
 from .attention import SparseMultiheadAttention, projections
-from .compressed import DTYPES
+from .compressed import DTYPES, CompressedModule
 from .conv2d import SparseConv2d
 from .dense_loads import compressed_like, is_own_hook
 from .forms import NotSparse24Error, check_weight
+from .int8 import remark_of
 from .linear import SparseLinear
 
 FilterFn = Callable[[str, nn.Module], bool]
@@ -54,7 +55,8 @@ def why_refused(
 ) -> str:
     """Why the layer is left as it is, as far as that can be said before looking at its values; or ""."""
     if isinstance(module, SPARSE):
-        return "already sparse"
+        remark = remark_of(module) if isinstance(module, CompressedModule) else ""
+        return f"already sparse{remark}"
     if filter_fn is not None and not isinstance(module, NO_KERNEL) and not filter_fn(name, module):
         return "left out by filter_fn"
     if reason := stays_dense(module):

@@ -92,15 +92,26 @@ def test_the_cpp_program_times_the_kernels_that_calls_asks_for() -> None:
 def test_the_tables_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         {"table": "masks", "name": "plain read", "ms": 7.0, "gb_s": 9.25, "x_read": 1.0},
-        {"table": "linear", "m": 16, "k": 8, "n": 4, "gflops": 99.6, "of_peak": 0.5},
-        {"table": "decode", "m": 16, "k": 8, "gb_s": 5.25, "of_read": 0.875},
+        {"table": "linear", "dtype": "fp32", "m": 16, "k": 8, "n": 4, "gflops": 99.6, "of_peak": 0.5},
+        {
+            "table": "conv2d",
+            "dtype": "int8",
+            "in": 8,
+            "out": 4,
+            "size": 7,
+            "kernel": 3,
+            "gflops": 9.6,
+            "of_peak": 0.25,
+        },
+        {"table": "decode", "dtype": "bf16", "m": 16, "k": 8, "gb_s": 5.25, "of_read": 0.875},
     ]
     monkeypatch.setattr(kernels, "run", lambda root, threads: lines)
     monkeypatch.chdir(CHECKOUT)
-    masks, peak, bandwidth = kernels.tables(table.Setting(1, 1.0))
+    masks, peak, conv_peak, bandwidth = kernels.tables(table.Setting(1, 1.0))
     assert masks.rows[1:] == [["plain read", "7.00", "9.2", "1.00"]]
-    assert peak.rows[1:] == [["16, 8", "4", "100", "50%"]]
-    assert bandwidth.rows[1:] == [["16, 8", "5.2", "88%"]]
+    assert peak.rows[1:] == [["fp32", "16, 8", "4", "100", "50%"]]
+    assert conv_peak.rows[1:] == [["int8", "8 -> 4, 7x7, 3x3", "10", "25%"]]
+    assert bandwidth.rows[1:] == [["bf16", "16, 8", "5.2", "88%"]]
 
 
 def test_every_benchmark_is_a_module_and_every_module_is_listed() -> None:

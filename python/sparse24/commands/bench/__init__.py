@@ -107,7 +107,7 @@ def run(
             progress(f"\n{table.caption}\n{format_table(table.rows)}\n{machine}")
             found.append(named)
             if write and root is not None:
-                papers.write(root, named, where, f"By `{command}` on {machine}.")
+                papers.write(root, named, where, f"By `{command}` on {machine}; class: {where.title}.")
         if out is not None:
             out.write_text(json.dumps(_report(found, machine, where), indent=1) + "\n", encoding="utf-8")
         if status:

@@ -21,23 +21,36 @@ def tables(setting: Setting) -> list[Table]:
         for each in found
         if each["table"] == "masks"
     ]
-    peak = [["out, in", "tokens", "2:4 GF/s", "share of twice the multiply-add peak"]]
+    speed = ["2:4 GF/s", "share of twice the multiply-add peak"]
+    peak = [["dtype", "out, in", "tokens", *speed]]
     peak += [
-        [f"{each['m']}, {each['k']}", str(each["n"]), f"{each['gflops']:.0f}", f"{each['of_peak']:.0%}"]
+        [each["dtype"], f"{each['m']}, {each['k']}", str(each["n"]), *_speed(each)]
         for each in found
         if each["table"] == "linear"
     ]
-    decode = [["out, in", "GB/s", "share of a plain read"]]
+    conv = [["dtype", "in -> out, size, kernel", *speed]]
+    conv += [
+        [each["dtype"], "{in} -> {out}, {size}x{size}, {kernel}x{kernel}".format(**each), *_speed(each)]
+        for each in found
+        if each["table"] == "conv2d"
+    ]
+    decode = [["dtype", "out, in", "GB/s", "share of a plain read"]]
     decode += [
-        [f"{each['m']}, {each['k']}", f"{each['gb_s']:.1f}", f"{each['of_read']:.0%}"]
+        [each["dtype"], f"{each['m']}, {each['k']}", f"{each['gb_s']:.1f}", f"{each['of_read']:.0%}"]
         for each in found
         if each["table"] == "decode"
     ]
+    turns = "against float32's multiply-add peak, measured in turns; narrow dtypes may have a higher one"
     return [
         Table("masks", "Masks in C++ against a plain read (four streams) of the same array.", masks),
-        Table("peak", "The large-product kernel against the multiply-add peak, measured in turns.", peak),
-        Table("bandwidth", "The decode kernel, one token, cold weights, against a plain read.", decode),
+        Table("peak", f"The large-product kernels {turns}.", peak),
+        Table("peak-conv", f"The convolution kernels, batch 8, channels_last, {turns}.", conv),
+        Table("bandwidth", "The decode kernels, one token, cold weights, against a plain read.", decode),
     ]
+
+
+def _speed(each: dict[str, Any]) -> list[str]:
+    return [f"{each['gflops']:.0f}", f"{each['of_peak']:.0%}"]
 
 
 def run(root: Path, threads: int, only: str = "") -> list[dict[str, Any]]:
