@@ -17,9 +17,6 @@ from torch import Tensor
 
 from . import ops
 
-#: Integers as wide as a float of so many bytes, and how many of them stay in a second-level cache.
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 16
 #: Dtypes whose zeros are counted.
 _COUNTED = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
@@ -114,7 +111,7 @@ def prune_(weight: Tensor, pattern: str = "2:4", dim: int = 1) -> Tensor:
 def apply_mask_(tensor: Tensor, mask: Tensor) -> Tensor:
     """Write +0.0 over what ``mask`` prunes (False), in place; return ``tensor``.
 
-    Equivalent to: ``tensor.masked_fill_(~mask, 0)``, but some five times as fast on a CPU.
+    Equivalent to: ``tensor.masked_fill_(~mask, 0)``, but several times as fast on a CPU.
 
     Args:
         tensor: any floating dtype and strides; a weight or its gradient.
@@ -128,16 +125,7 @@ def apply_mask_(tensor: Tensor, mask: Tensor) -> Tensor:
             f"a mask for {tuple(tensor.shape)} must be bool of that shape, not {mask.dtype} "
             f"{tuple(mask.shape)}"
         )
-    bits = _BITS.get(tensor.element_size())
-    contiguous = tensor.is_contiguous() and mask.is_contiguous()
-    if bits is None or not contiguous or tensor.device.type != "cpu":
-        return tensor.masked_fill_(~mask, 0)
-    # A byte of 0 or -1 widens to no bits or all: torch has SIMD for "and", but none for masked_fill.
-    values = torch.split(tensor.view(bits).view(-1), _CHUNK)
-    kept = torch.split(mask.view(torch.int8).view(-1), _CHUNK)
-    for part, keep in zip(values, kept, strict=True):
-        part.bitwise_and_(keep.neg())
-    return tensor
+    return ops.apply_mask_bits_(tensor, ops.pack_mask(mask))
 
 
 def transposable_mask(weight: Tensor) -> Tensor:
@@ -222,8 +210,12 @@ def kept_share(*tensors: Tensor) -> float:
 
 
 def _comparable(tensor: Tensor) -> Tensor:
-    """Floats of 8 bits as float16, which torch compares with zero on every device."""
-    return tensor.to(torch.float16) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    """Floats as integers that are zero where they are: torch counts these three times as fast."""
+    if not tensor.is_floating_point():
+        return tensor
+    if tensor.element_size() == 1:
+        tensor = tensor.to(torch.float16)
+    return tensor.abs().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def compress(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Block(nn.Module):
 @pytest.fixture
 def model() -> nn.Module:
     block = prune_layers(Block()).eval()
-    assert len(sparse24.to_sparse(block).done) == 3
+    assert len(sparse24.to_sparse(block, when="always").done) == 3
     return block
 
 
@@ -85,7 +85,7 @@ def test_a_layer_that_is_the_root_is_recorded_by_its_operators(padding: Any, mod
 @pytest.mark.parametrize("wants_grad", [False, True])
 def test_a_whole_model_passes_the_check_of_jit_trace(model: nn.Module, x: Tensor, wants_grad: bool) -> None:
     encoder = prune_layers(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2))
-    sparse24.to_sparse(encoder.eval())
+    sparse24.to_sparse(encoder.eval(), when="always")
     for net, input in ((model, x), (encoder, torch.randn(2, 5, 16))):
         traced = torch.jit.trace(net, input.clone().requires_grad_(wants_grad))
         other = torch.randn(3, *input.shape[1:])
@@ -101,6 +101,13 @@ def test_onnx_names_to_dense(layer: int) -> None:
     module, input = compressed_layers()[layer]
     with pytest.raises(ValueError, match=r"no operator for Sparse\w+: call sparse24\.to_dense\(model\)"):
         torch.onnx.export(module.eval(), (input,), io.BytesIO(), dynamo=False)
+
+
+def test_script_is_refused_with_the_way_round(model: nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"cannot compile SparseConv2d: record .*torch\.jit\.trace"):
+        torch.jit.script(model)
+    with pytest.raises(TypeError, match=r"cannot compile SparseMulti\w+: .*call sparse24\.to_dense\(model\)"):
+        torch.jit.script(model.attention)
 
 
 def test_onnx_through_torch_export_names_to_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +131,7 @@ def test_layers_converted_in_inference_mode_pass_gradients_on(built_inside: bool
     with torch.inference_mode(built_inside):
         dense = prune_layers(Block()).eval()
     with torch.inference_mode():
-        sparse24.to_sparse(dense)
+        sparse24.to_sparse(dense, when="always")
     layers = [m for m in dense.modules() if isinstance(m, SparseLinear | SparseConv2d)]
     assert len(layers) == 6
     assert not any(t.is_inference() for m in layers for t in (*m.parameters(), *m.buffers()))

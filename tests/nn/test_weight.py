@@ -191,6 +191,11 @@ def test_its_memory_cannot_be_reached_past_the_layer() -> None:
     _, layer, _ = pair()
     with pytest.raises(RuntimeError, match=r"no dense memory to point at.*to_dense"):
         layer.weight.data_ptr()
+    with pytest.raises(RuntimeError, match=r"no dense memory to share: call share_memory"):
+        layer.weight.share_memory_()
+    with pytest.raises(RuntimeError, match="weakref"):
+        torch.utils.swap_tensors(layer.weight, torch.zeros(9, 22))
+    layer.weight.grad = None
     with pytest.raises(BufferError, match="to_dense"):
         torch.from_dlpack(layer.weight)
     with pytest.raises(ValueError, match="read-only"):

@@ -99,6 +99,8 @@ WRITES: dict[str, Write] = {
     "weight.t": lambda layer: layer.weight.t().mul_(2),
     "weight.unbind": lambda layer: layer.weight.unbind(0)[3].zero_(),
     "weight.split": lambda layer: layer.weight.split(4, 1)[1].mul_(3),
+    "apply_": lambda layer: layer.weight.data.apply_(lambda number: 2 * number),
+    "map_": lambda layer: layer.weight.data.map_(layer.weight.detach() + 0, lambda mine, other: mine + other),
     "out=": lambda layer: torch.mul(layer.weight, 2, out=layer.weight),
     "foreach": _foreach,
     "relu_": lambda layer: F.relu(layer.weight, inplace=True),
@@ -142,6 +144,10 @@ def _lora_assigned(layer: SparseLinear) -> None:
     layer.weight.data = layer.weight.data + torch.ones(9, 22)
 
 
+def _functional_call(layer: SparseLinear) -> None:
+    functional_call(layer, {"weight": layer.weight.dense() * 2}, (torch.ones(1, 22),))
+
+
 REFUSED: dict[str, Callable[[SparseLinear], Any]] = {
     "a LoRA merge": _lora,
     "a LoRA merge, assigned": _lora_assigned,
@@ -151,6 +157,10 @@ REFUSED: dict[str, Callable[[SparseLinear], Any]] = {
     "a view": lambda layer: layer.weight.view(3, 66)[1].fill_(1),
     "foreach": lambda layer: torch._foreach_add_([layer.bias, layer.weight], 1),
     "weight =": lambda layer: setattr(layer, "weight", nn.Parameter(torch.ones(9, 22))),
+    "apply_": lambda layer: layer.weight.apply_(lambda number: number + 1),
+    "map_": lambda layer: layer.weight.map_(torch.ones(9, 22), lambda mine, other: mine + other),
+    "a gradient": lambda layer: setattr(layer.weight, "grad", torch.ones(9, 22)),
+    "functional_call": _functional_call,
     "another shape": lambda layer: setattr(layer, "weight", torch.zeros(9, 20)),
 }
 

@@ -119,13 +119,13 @@ def test_what_is_pruned_by_default_is_what_is_converted(model: nn.Module) -> Non
     for name, value in model.state_dict().items():
         if name.removesuffix(".weight") not in DONE:
             assert torch.equal(value, before[name])
-    converted = sparse24.to_sparse(model)
+    converted = sparse24.to_sparse(model, when="always")
     assert [row.name for row in converted.done] == list(dict.fromkeys(map(layer_of, DONE)))
 
 
 def test_both_give_the_same_reason(model: nn.Module) -> None:
     pruned = {row.name: row.reason for row in Sparsifier(model).prune().left}
-    converted = {row.name: row.reason for row in sparse24.to_sparse(model).left}
+    converted = {row.name: row.reason for row in sparse24.to_sparse(model, when="always").left}
     for name, reason in LEFT.items():
         parts = [row for row in pruned if row == name or row.startswith(f"{name}.")]
         assert parts
@@ -142,7 +142,7 @@ def test_both_give_the_same_reason(model: nn.Module) -> None:
 def test_a_small_layer_is_no_smaller_for_both() -> None:
     model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16))
     sparse24.masks.prune_(model[0].weight)
-    report = sparse24.to_sparse(model)
+    report = sparse24.to_sparse(model, when="always")
     assert "no smaller when compressed" in report[0].reason
     assert (
         "no smaller when compressed"

@@ -50,6 +50,10 @@ def of_dtype(dtype: torch.dtype) -> nn.Parameter:
 
 
 ODD = {
+    "sparse": (
+        lambda: nn.Parameter(torch.eye(16).to_sparse()),
+        "of layout sparse_coo: only strided tensors are pruned and converted",
+    ),
     "quantized": (quantized, "a Quantized: only plain tensors are pruned and converted"),
     **{
         str(dtype): (lambda dtype=dtype: of_dtype(dtype), f"dtype {str(dtype)[6:]}: only floating")
@@ -94,15 +98,14 @@ def test_a_row_with_its_reason_and_the_others_done(case: str) -> None:
     optimizer.step()
     assert len(sparsifier.verify()) == 4
     for dtype in (None, torch.bfloat16):
-        converted = sparse24.to_sparse(
-            net := copy.deepcopy(model) if case != "quantized" else model, dtype=dtype
-        )
+        net = copy.deepcopy(model) if case not in ("quantized", "sparse") else model
+        converted = sparse24.to_sparse(net, dtype=dtype, when="always")
         rows = {row.name: row for row in converted}
         assert [row.name for row in converted.done] == ["first", "attention", "last"]
         assert not rows["odd"].done
         assert "only" in rows["odd"].reason
         assert str(converted)
-        if case == "quantized":
+        if case in ("quantized", "sparse"):
             sparse24.to_dense(net)
 
 

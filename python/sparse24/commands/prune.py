@@ -33,7 +33,7 @@ class Progress:
             return
         self._told_at, self._told = now, True
         share = min(1.0, self._done / max(1, self._total))
-        line = f"sparse24 prune: {share:.0%} of {self._total:,} bytes written"
+        line = f"sparse24 prune: {share:.0%} done"
         print(f"\r{line}" if sys.stderr.isatty() else line, end=self._end, file=sys.stderr, flush=True)
 
     @property
@@ -58,7 +58,8 @@ def run(source: Path, target: Path, select: Sequence[str], skip: Sequence[str]) 
     files.check_is_file(source)
     files.check(target, source)
     choice = Choice(select, skip, files.vocabularies_beside(source))
-    progress = Progress(source.stat().st_size)
+    passes = 1 if files.is_safetensors(source) else 2  # torch's files are pruned, then written
+    progress = Progress(passes * source.stat().st_size)
     try:
         with stoppable():
             report = _prune(source, target, choice, progress)
@@ -74,7 +75,7 @@ def _prune(source: Path, target: Path, choice: Choice, progress: Progress) -> Re
     """A safetensors file a tensor at a time; torch's own format wants the whole state_dict."""
     if files.is_safetensors(source):
         return files.prune_safetensors(source, target, choice, progress)
-    pruned, report = files.prune(files.read(source), *choice)
+    pruned, report = files.prune(files.read(source), *choice, progress)
     if report.done:
         files.write(pruned, target, progress)
     return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ def prune(
     select: Sequence[str] = (),
     skip: Sequence[str] = (),
     vocabularies: frozenset[int] = frozenset(),
+    told: Callable[[int], None] = lambda count: None,
 ) -> tuple[StateFile, Report]:
     """Prune weights to 2:4 along dim 1 by magnitude; ``file`` is not changed.
 
@@ -96,6 +97,7 @@ def prune(
         select: names or fnmatch patterns; prune these alone, whatever their names say.
         skip: names or fnmatch patterns; never prune these.
         vocabularies: numbers of rows of embeddings and output heads.
+        told: called with numbers of bytes as they are looked at.
 
     Returns:
         The pruned copy, and one row for each floating tensor of two or more dimensions.
@@ -121,6 +123,7 @@ def prune(
                     prune_(done[_place(tensor)])
                 tensor = pruned[name] = done[_place(tensor)]
             rows.append(_pruned_row(each.prefix + name, tensor, reason))
+            told(tensor.numel() * tensor.element_size())
         state = _with(state, each.path, pruned)
     return dataclasses.replace(file, state=state), Report(tuple(rows), action="pruned")
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .forms import NotSparse24Error
 from .linear import SparseLinear
-from .tracing import leaf_of
+from .tracing import Unscriptable, leaf_of
 
 
-class SparseMultiheadAttention(nn.Module):
+class SparseMultiheadAttention(Unscriptable, nn.Module):
     """Inference drop-in for ``nn.MultiheadAttention`` whose four projections are ``SparseLinear``.
 
     The packed ``in_proj`` of the dense module becomes ``q_proj``, ``k_proj`` and ``v_proj``; scores,

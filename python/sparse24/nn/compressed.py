@@ -13,7 +13,7 @@ from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight
 from . import int8, on_device
 from .forms import Form, with_values
-from .tracing import is_traced
+from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
 
 #: Weight dtypes that the products take.
@@ -30,9 +30,8 @@ FORMAT = 1
 
 def wants_grad(input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd has to see the product of these; a trace of TorchScript cannot hold it."""
-    if is_traced():
-        return False
-    return input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    wanted = input.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    return wanted and not is_traced()
 
 
 def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
@@ -42,7 +41,7 @@ def _first_disorder(indices: Tensor) -> tuple[int, int] | None:
     return divmod(int(first), pairs.shape[1]) if len(first) else None
 
 
-class CompressedModule(nn.Module):
+class CompressedModule(Unscriptable, nn.Module):
     """What the sparse layers share: ``values``, ``indices``, ``bias``, and checkpoints checked on load."""
 
     values: nn.Parameter

@@ -83,9 +83,11 @@ def _unusable_weights(module: nn.Module, name: str, dtype: torch.dtype | None, o
         if reason:
             return reason
         weight = getattr(module, attribute)
-        if type(weight) is not nn.Parameter:
-            foreign = not_plain(weight) or f"a {type(weight).__name__}: only plain tensors are converted"
-            return f"{attribute} is {foreign}"
+        foreign = not_plain(weight)
+        if foreign or type(weight) is not nn.Parameter:
+            return (
+                f"{attribute} is {foreign or f'a {type(weight).__name__}: only plain tensors are converted'}"
+            )
         if weight.is_meta:
             return f"{attribute} is on the meta device and holds no data"
         if wrong := _wrong_dtype(weight, dtype):

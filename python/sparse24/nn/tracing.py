@@ -1,12 +1,31 @@
-"""What compressed layers are to programs that look into a model: a leaf for torch.fx, an error for ONNX."""
+"""What compressed layers are to programs that look into a model.
+
+A leaf for torch.fx, operators in a trace of TorchScript, and an error with the way round for its compiler
+and for ONNX.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.fx import Proxy
+
+
+class Unscriptable:
+    """A layer that the compiler of TorchScript refuses by name."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` asks of a module before it compiles it.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"TorchScript cannot compile {type(self).__name__}: record the model with torch.jit.trace, or "
+            "call sparse24.to_dense(model) before torch.jit.script"
+        )
 
 
 def leaf_of(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:

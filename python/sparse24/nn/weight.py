@@ -10,6 +10,8 @@ A little over 300 lines: one subclass of Tensor, and what its operators need.
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -22,6 +24,8 @@ from .. import ops
 from .forms import Form, NotSparse24Error, compress_weight
 
 _aten = torch.ops.aten
+#: Where ``functional_call`` puts stand-ins for a module's tensors, and takes them out again.
+_STAND_IN = "torch.nn.utils._named_member_accessor"
 
 
 class _View(NamedTuple):
@@ -44,6 +48,7 @@ class CompressedWeight(Tensor):
     _kept_values: Tensor
     _kept_indices: Tensor
     _form: Form
+    _not_swapped: weakref.ref[CompressedWeight]
     _views: tuple[_View, ...]  # from the whole weight to this tensor
     _scale: Tensor | None  # of int8 values, one a row: such a weight is only read
 
@@ -71,6 +76,7 @@ class CompressedWeight(Tensor):
         )
         made._kept_values, made._kept_indices, made._form, made._views = values, indices, form, views
         made._scale = scale
+        made._not_swapped = weakref.ref(made)  # torch.utils.swap_tensors refuses it: a swap would be lost
         return made
 
     def dense(self) -> Tensor:
@@ -107,8 +113,14 @@ class CompressedWeight(Tensor):
 
         Raises:
             TypeError: no tensor.
-            ValueError: another shape, or not 2:4.
+            ValueError: another shape, not 2:4, or in ``torch.func.functional_call``, which would write it
+                for good.
         """
+        if sys._getframe(2).f_globals.get("__name__") == _STAND_IN:
+            raise ValueError(
+                "a compressed weight cannot be replaced for one call: give functional_call the layer's "
+                "values (and indices), or call to_dense() first"
+            )
         if not isinstance(tensor, Tensor):
             raise TypeError(f"a weight must be a tensor, not {type(tensor).__name__}")
         if tensor.shape != self.shape:
@@ -182,6 +194,30 @@ class CompressedWeight(Tensor):
     def requires_grad_(self, requires_grad: bool = True) -> CompressedWeight:
         self._kept_values.requires_grad_(requires_grad)
         return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        """None: gradients are those of the layer's ``values``."""
+        return None
+
+    @grad.setter
+    def grad(self, tensor: Tensor | None) -> None:
+        if tensor is not None:
+            raise ValueError(
+                "a compressed weight keeps no gradient: set that of the layer's values, or call "
+                "to_dense() first"
+            )
+
+    def apply_(self, function: Callable[[Any], Any]) -> Tensor:
+        return self.copy_(self.dense().apply_(function))
+
+    def map_(self, other: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:
+        return self.copy_(self.dense().map_(other, function))
+
+    def share_memory_(self) -> NoReturn:
+        raise RuntimeError(
+            "a compressed weight has no dense memory to share: call share_memory() of its layer"
+        )
 
     def numpy(self, *, force: bool = False) -> Any:
         """The dense numbers in an array that cannot be written to: a write would not reach the layer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -74,9 +75,12 @@ def _foreign_behaviour(module: nn.Module, dense: type[nn.Module]) -> str:
 
 def not_plain(weight: Tensor) -> str:
     """Why the numbers of a weight are not to be touched (another library's tensor); empty if they may be."""
-    if type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "to_local"):
+    if nn.parameter.is_lazy(weight) or hasattr(weight, "to_local"):
         return ""
-    if nn.parameter.is_lazy(weight):
+    if weight.layout != torch.strided:
+        layout = str(weight.layout).removeprefix("torch.")
+        return f"of layout {layout}: only strided tensors are pruned and converted"
+    if type(weight) in (Tensor, nn.Parameter):
         return ""
     return f"a {type(weight).__name__}: only plain tensors are pruned and converted"
 
@@ -92,7 +96,7 @@ def compressed_bytes(shape: Sequence[int], element_size: int) -> int:
 
 def _storage_key(tensor: Tensor) -> int:
     """One key for all parameters that begin at one address; without data, one for each parameter."""
-    if nn.parameter.is_lazy(tensor) or type(tensor) is not nn.Parameter:
+    if nn.parameter.is_lazy(tensor) or type(tensor) is not nn.Parameter or tensor.layout != torch.strided:
         return id(tensor)
     return tensor.data_ptr() or id(tensor)
 

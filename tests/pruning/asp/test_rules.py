@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse24.pruning.asp import ASP
 
-from .networks import Doubled, SubclassedLinear, layers, network, reasons, same_state
+from .networks import Doubled, SubclassedLinear, layers, network, reasons, same_state, sgd
 
 
 def test_the_rules_of_asp() -> None:
@@ -84,3 +84,12 @@ def test_a_bad_mask_function_changes_nothing(function: Any, error: type[Exceptio
     with pytest.raises(error, match=message):
         ASP.compute_sparse_masks()
     assert same_state(model, before)
+
+
+@pytest.mark.parametrize("name", ["init_model_for_pruning", "prune_trained_model"])
+def test_apexs_functions_return_none_and_say_so_on_top(name: str) -> None:
+    model = network()
+    given = (model,) if name.startswith("init") else (model, sgd(model))
+    assert getattr(ASP, name)(*given) is None
+    for each in (name, "init_optimizer_for_pruning", "compute_sparse_masks", "restore_pruned_weights"):
+        assert "eturns None" in "\n".join((getattr(ASP, each).__doc__ or "").splitlines()[:4])
