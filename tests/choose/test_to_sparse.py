@@ -92,6 +92,18 @@ def test_figures_are_kept_and_not_measured_again(monkeypatch: pytest.MonkeyPatch
     assert len(clock.asked) == 6
 
 
+def test_figures_of_another_precision_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = set_clock(monkeypatch, lambda out, n: (2.0, 1.0))
+    sparse24.to_sparse(mlp(), example_inputs=torch.ones(3, 32))
+    monkeypatch.setattr(measured, "precision", lambda kind: 2)
+    sparse24.to_sparse(mlp(), example_inputs=torch.ones(3, 32))
+    assert len(clock.asked) == 4
+    sparse24.to_sparse(mlp(torch.bfloat16), example_inputs=torch.ones(3, 32, dtype=torch.bfloat16))
+    monkeypatch.setattr(measured, "precision", lambda kind: 0)
+    sparse24.to_sparse(mlp(torch.bfloat16), example_inputs=torch.ones(3, 32, dtype=torch.bfloat16))
+    assert len(clock.asked) == 6
+
+
 def test_figures_that_were_measured_before_an_interruption_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(out: int, n: int) -> tuple[float, float]:
         if out == 16:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..nn.convert import Verdict, build
 from ..nn.swap import CARRIED_HOOKS
 from ..ops import machine
+from ..ops.precision import precision
 from ..timing import Pair, in_units, interleaved_times
 from . import kept
 from .example import LayerCall, tokens_told
@@ -53,7 +54,6 @@ class Chooser:
         self._compiled = compiled
         self._dtype = dtype
         self._known = kept.load()
-        self.problem = ""  #: why figures could not be kept, or ""
 
     def decide(self, module: nn.Module, calls: Counter[LayerCall]) -> Verdict:
         """Sparse or dense, by the sum over ``calls``: ties within 3 % are sparse."""
@@ -68,15 +68,17 @@ class Chooser:
         if key not in self._known:
             dense = _bare(module, self._dtype)
             self._known[key] = self.measure(dense, build(dense, None), call)
-            self.problem = kept.keep({key: self._known[key]}) or self.problem
+            kept.keep({key: self._known[key]})  # or not: the next process measures again
         return self._known[key]
 
     def key(self, module: nn.Module, call: LayerCall) -> str:
         """What a time depends on besides the machine: the layer, the call, compiled or not, the caches."""
         weight = next(module.parameters())
-        mode = "compiled" if self._compiled else "eager"
         kind, shape = described(module)
         dtype = self._dtype or weight.dtype
+        mode = "compiled" if self._compiled else "eager"
+        lowered = precision("conv" if kind == "conv2d" else "matmul") if dtype is torch.float32 else 0
+        mode += f", precision {lowered}" if lowered else ""  # torch multiplies less exactly then, and faster
         order = " channels_last" if _is_channels_last(module) else ""
         parts = f"{mode}; {kind} {shape}{order}; {dtype}; {call.key}; cold {self._cold >> 20} MB"
         return parts.replace("torch.", "")
