@@ -224,3 +224,44 @@ def test_no_more_layers_than_half_of_the_free_memory(monkeypatch: pytest.MonkeyP
     assert memory._layers_that_fit(SMALL) == 2
     monkeypatch.setattr(memory, "_kilobytes", lambda path, name: 0)
     assert memory._layers_that_fit(SMALL) == 1
+
+
+# ---- rows -------------------------------------------------------------------------------------------
+
+
+def test_rows_are_told_as_they_come_and_survive_an_interruption() -> None:
+    said: list[str] = []
+    before = table.Table("one", "first", [["a"]])
+    rows = table.Rows(table.Setting(1, 1.0, progress=said.append), "two", "second.", ["b", "c"], [before])
+    with pytest.raises(table.Interrupted) as raised, rows:
+        rows.add(["1", "2"])
+        raise KeyboardInterrupt
+    one, two = raised.value.tables
+    assert one is before
+    assert (two.name, two.caption) == ("two", "second. Interrupted: rows are missing.")
+    assert two.rows == [["b", "c"], ["1", "2"]]
+    assert said == ["  1 | 2"]
+    with pytest.raises(ValueError, match="another"), rows:
+        raise ValueError("another")
+    assert rows.table().caption == "second."
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_interrupted_benchmark_leaves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([(1.0, 1.0, 1.0)])
+
+    def measured(*given: object) -> tuple[float, float, float]:
+        try:
+            return next(times)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(conv, "_times", measured)
+    out = tmp_path / "bench.json"
+    assert main(["bench", "--only", "conv", "decode", *BRIEF, "--out", str(out)]) == 130
+    made = {table["name"]: table["rows"] for table in json.loads(out.read_text())["tables"]}
+    assert list(made) == ["decode-1", "conv-1"]
+    assert [row[0] for row in made["conv-1"][1:]] == ["8 -> 12, 5x5, 3x3"]
+    assert "Interrupted: rows are missing." in capsys.readouterr().out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import ops
 from ...timing import interleaved_medians
-from .table import Setting, Table, giga, pruned, ratios
+from .table import Rows, Setting, Table, giga, pruned, ratios
 
 SHAPES = [  # in, out, height = width, kernel
     (64, 64, 56, 3),
@@ -29,19 +29,18 @@ BATCH = 8
 
 
 def tables(setting: Setting) -> list[Table]:
-    rows = [
-        ["in -> out, size, kernel", "torch GF/s", "prepacked oneDNN", "2:4 GF/s", "x torch", "x prepacked"]
-    ]
-    for c, o, size, r in SHAPES:
-        dense, packed, sparse = _times(c, o, size, r, 2 * setting.seconds)
-        work = 2.0 * BATCH * size * size * o * c * r * r
-        speeds = [giga(work, t) for t in (dense, packed, sparse)]
-        rows.append([f"{c} -> {o}, {size}x{size}, {r}x{r}", *speeds, *ratios(sparse, dense, packed)])
+    head = ["in -> out, size, kernel", "torch GF/s", "prepacked oneDNN", "2:4 GF/s", "x torch", "x prepacked"]
     caption = (
         f"Convolution fp32, batch {BATCH}, stride 1. Each column is the better of contiguous and "
         "channels_last inputs."
     )
-    return [Table("conv", caption, rows)]
+    with Rows(setting, "conv", caption, head) as rows:
+        for c, o, size, r in SHAPES:
+            dense, packed, sparse = _times(c, o, size, r, 2 * setting.seconds)
+            work = 2.0 * BATCH * size * size * o * c * r * r
+            speeds = [giga(work, t) for t in (dense, packed, sparse)]
+            rows.add([f"{c} -> {o}, {size}x{size}, {r}x{r}", *speeds, *ratios(sparse, dense, packed)])
+    return [rows.table()]
 
 
 def _times(c: int, o: int, size: int, r: int, seconds: float) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ from torch import nn
 from ...ops.registry import cpu_isa
 from . import conv, keeping, linear, single
 from .networks import HEADER
-from .table import Setting, Table
+from .table import Rows, Setting, Table
 
 WITHIN = 0.97  #: of a goal for networks: noise
 
@@ -87,26 +87,27 @@ class Point(NamedTuple):
 
 
 def tables(setting: Setting) -> list[Table]:
-    """The goals of this machine's class, measured, and the others."""
-    rows = [["goal", "asked", "reached", "least", "x best dense", "", "what bounds it"]]
+    """The goals of this machine's class, measured, and the others for orientation."""
     kernels = cpu_isa()
     own = [goal for goal in GOALS if kernels.startswith(goal.kernels)]
     others = [goal for goal in GOALS if goal not in own]
     read = read_gigabytes(0.2 if setting.quick else 1.0)
-    known: dict[tuple[object, ...], list[Point]] = {}  # some goals are set for two classes
-    for goal in GOALS[:1] if setting.quick else [*own, *others]:
-        what = (goal.kind, goal.tokens, goal.channels, goal.is_cold, goal.is_over_fp32)
-        if what not in known:
-            known[what] = points(goal, setting)
-        rows.append(row(goal, known[what], read, goal in own))
-        setting.progress("  " + " | ".join(rows[-1]))
-    rows += _of_networks(setting)
     caption = (
         f"Goals, and what {kernels} kernels reach: ratios to torch, geometric means over BERT-Large's linear "
         "layers or the convolutions of the benchmark conv, and the least of them; best dense is oneDNN with "
         f"prepacked weights where that is faster. A plain read reaches {read:.1f} GB/s."
     )
-    return [Table("goals", caption, rows)]
+    head = ["goal", "asked", "reached", "least", "x best dense", "", "what bounds it"]
+    known: dict[tuple[object, ...], list[Point]] = {}  # some goals are set for two classes
+    with Rows(setting, "goals", caption, head) as rows:
+        for goal in GOALS[:1] if setting.quick else [*own, *others]:
+            what = (goal.kind, goal.tokens, goal.channels, goal.is_cold, goal.is_over_fp32)
+            if what not in known:
+                known[what] = points(goal, setting)
+            rows.add(row(goal, known[what], read, goal in own))
+        for line in _of_networks(setting):
+            rows.add(line)
+    return [rows.table()]
 
 
 def points(goal: Goal, setting: Setting) -> list[Point]:

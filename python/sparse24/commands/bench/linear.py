@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ...timing import interleaved_medians
-from .table import Setting, Table, giga, pruned, ratios
+from .table import Rows, Setting, Table, giga, pruned, ratios
 
 SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096)]  # (out, in): BERT-Large
 TOKENS = (16, 128, 512, 2048)
@@ -24,15 +24,21 @@ BLOCKS = 3
 
 
 def tables(setting: Setting) -> list[Table]:
-    rows = [["out, in", "tokens", "torch GF/s", "best dense GF/s", "2:4 GF/s", "x torch", "x best dense"]]
+    head = ["out, in", "tokens", "torch GF/s", "best dense GF/s", "2:4 GF/s", "x torch", "x best dense"]
     with _numpy_threads(setting.threads) as blas:
-        for (m, k), n in itertools.product(SHAPES, TOKENS):
-            dense, packed, numpy, sparse = _times(m, k, n, setting.seconds)
-            best, work = min(dense, packed, numpy), 2.0 * m * k * n
-            speeds = [giga(work, t) for t in (dense, best, sparse)]
-            rows.append([f"{m}, {k}", str(n), *speeds, *ratios(sparse, dense, best)])
-    best_of = f"the fastest of torch, oneDNN with prepacked weights and {blas}"
-    return [Table("linear", f"Linear fp32, warm. Best dense: {best_of}.", rows)]
+        best_of = f"the fastest of torch, oneDNN with prepacked weights and {blas}"
+        rows = Rows(setting, "linear", f"Linear fp32, warm. Best dense: {best_of}.", head)
+        with rows:
+            _fill(rows, setting)
+    return [rows.table()]
+
+
+def _fill(rows: Rows, setting: Setting) -> None:
+    for (m, k), n in itertools.product(SHAPES, TOKENS):
+        dense, packed, numpy, sparse = _times(m, k, n, setting.seconds)
+        best, work = min(dense, packed, numpy), 2.0 * m * k * n
+        speeds = [giga(work, t) for t in (dense, best, sparse)]
+        rows.add([f"{m}, {k}", str(n), *speeds, *ratios(sparse, dense, best)])
 
 
 def _times(m: int, k: int, n: int, seconds: float) -> tuple[float, float, float, float]:

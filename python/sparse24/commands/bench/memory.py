@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import Error, masks, to_sparse
-from .table import Setting, Table
+from .table import Rows, Setting, Table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,7 +55,17 @@ class Held(NamedTuple):
 
 
 def tables(setting: Setting) -> list[Table]:
-    rows = [["network", "dtype", "dense MB", "2:4 MB", "ratio", "dense RSS MB", "2:4 RSS MB", "RSS ratio"]]
+    head = ["network", "dtype", "dense MB", "2:4 MB", "ratio", "dense RSS MB", "2:4 RSS MB", "RSS ratio"]
+    caption = (
+        "Memory held after a forward, every layer 2:4. MB: the tensors that are alive, whoever "
+        "holds them; RSS: growth of the resident set of a process of its own."
+    )
+    with Rows(setting, "memory", caption, head) as rows:
+        _fill(rows, setting)
+    return [rows.table()]
+
+
+def _fill(rows: Rows, setting: Setting) -> None:
     for name, network in NETWORKS.items():
         layers = _layers_that_fit(network)
         fewer = "" if layers == network.layers else f" (of {network.layers}: more do not fit here)"
@@ -64,12 +74,7 @@ def tables(setting: Setting) -> list[Table]:
             cells = [f"{layers} x {network.name}{fewer}", dtype]
             for before, after in zip(dense, sparse, strict=True):
                 cells += [f"{before / 1e6:.0f}", f"{after / 1e6:.0f}", f"{after / before:.2f}"]
-            rows.append(cells)
-    caption = (
-        "Memory held after a forward, every layer 2:4. MB: the tensors that are alive, whoever "
-        "holds them; RSS: growth of the resident set of a process of its own."
-    )
-    return [Table("memory", caption, rows)]
+            rows.add(cells)
 
 
 def _layers_that_fit(network: Network) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
 from . import single
-from .table import Setting, Table
+from .table import Rows, Setting, Table
 
 DTYPES = ("fp32", "bf16", "fp16")
 SIDES = [
@@ -39,31 +41,34 @@ BATCHES = (1, 8)
 
 def tables(setting: Setting) -> list[Table]:
     """Ratios over a grid of sizes, a table of linear layers and one of convolutions."""
-    return [_linear(setting), _conv2d(setting)]
+    linear = _linear(setting)
+    return [linear, _conv2d(setting, linear)]
 
 
 def _linear(setting: Setting) -> Table:
-    rows = [["dtype", "out, in", *(f"{tokens} tokens" if tokens > 1 else "1 token" for tokens in TOKENS)]]
-    for name in DTYPES:
-        for shape in SIDES[:2] if setting.quick else SIDES:
-            ratios = []
-            for tokens in TOKENS:
-                found = single.linear(
-                    single.KINDS[name], shape, tokens, setting.seconds / len(TOKENS), tokens == 1
-                )
-                ratios.append(f"{found.torch / found.sparse:.2f}")
-            rows.append([name, f"{shape[0]}, {shape[1]}", *ratios])
-            setting.progress("  " + " | ".join(rows[-1]))
+    head = ["dtype", "out, in", *(f"{tokens} tokens" if tokens > 1 else "1 token" for tokens in TOKENS)]
     caption = "Where a compressed linear layer gains: x torch, weights cold at 1 token, else warm."
-    return Table("rules-linear", caption, rows)
+    shapes = SIDES[:2] if setting.quick else SIDES
+    with Rows(setting, "rules-linear", caption, head) as rows:
+        for name, shape in itertools.product(DTYPES, shapes):
+            found = [
+                single.linear(single.KINDS[name], shape, tokens, setting.seconds / len(TOKENS), tokens == 1)
+                for tokens in TOKENS
+            ]
+            rows.add(
+                [name, f"{shape[0]}, {shape[1]}", *(f"{each.torch / each.sparse:.2f}" for each in found)]
+            )
+    return rows.table()
 
 
-def _conv2d(setting: Setting) -> Table:
+def _conv2d(setting: Setting, before: Table) -> Table:
     orders = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     columns = [(batch, order) for batch in BATCHES for order in orders]
-    rows = [["dtype", "in -> out, size, kernel, groups, stride", *(f"{b}, {order}" for b, order in columns)]]
-    for name in DTYPES:
-        for c, o, size, r, groups, stride in CONVOLUTIONS[1:2] if setting.quick else CONVOLUTIONS:
+    head = ["dtype", "in -> out, size, kernel, groups, stride", *(f"{b}, {order}" for b, order in columns)]
+    caption = "Where a compressed convolution gains: x torch, by batch and memory format."
+    shapes = CONVOLUTIONS[1:2] if setting.quick else CONVOLUTIONS
+    with Rows(setting, "rules-conv", caption, head, [before]) as rows:
+        for name, (c, o, size, r, groups, stride) in itertools.product(DTYPES, shapes):
             ratios = []
             for batch, order in columns:
                 layer = nn.Conv2d(c, o, r, stride, r // 2, groups=groups)
@@ -71,8 +76,5 @@ def _conv2d(setting: Setting) -> Table:
                 layer = layer.to(memory_format=orders[order])  # type: ignore[call-overload]
                 found = single.conv2d(single.KINDS[name], layer, x, setting.seconds / len(columns))
                 ratios.append(f"{found.torch / found.sparse:.2f}")
-            what = f"{c} -> {o}, {size}x{size}, {r}x{r}, {groups}, {stride}"
-            rows.append([name, what, *ratios])
-            setting.progress("  " + " | ".join(rows[-1]))
-    caption = "Where a compressed convolution gains: x torch, by batch and memory format."
-    return Table("rules-conv", caption, rows)
+            rows.add([name, f"{c} -> {o}, {size}x{size}, {r}x{r}, {groups}, {stride}", *ratios])
+    return rows.table()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,36 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, tables: list[Table]) -> None:
         super().__init__()
         self.tables = tables
+
+
+class Rows:
+    """The rows of a table as they come: each is told, and an interruption loses none.
+
+    As a context it turns KeyboardInterrupt into :class:`Interrupted`, with ``others`` and this table so far.
+    """
+
+    def __init__(
+        self, setting: Setting, name: str, caption: str, head: list[str], others: Sequence[Table] = ()
+    ) -> None:
+        self._setting, self._name, self._caption = setting, name, caption
+        self._rows = [head]
+        self._others = others
+
+    def add(self, cells: list[str]) -> None:
+        """A row."""
+        self._rows.append(cells)
+        self._setting.progress("  " + " | ".join(cells))
+
+    def table(self, remark: str = "") -> Table:
+        """What there is."""
+        return Table(self._name, self._caption + remark, self._rows)
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted([*self._others, self.table(" Interrupted: rows are missing.")]) from None
 
 
 #: What every module of a benchmark has under the name ``tables``.
