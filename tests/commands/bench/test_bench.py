@@ -233,8 +233,8 @@ def test_rows_are_told_as_they_come_and_survive_an_interruption() -> None:
     said: list[str] = []
     before = table.Table("one", "first", [["a"]])
     rows = table.Rows(table.Setting(1, 1.0, progress=said.append), "two", "second.", ["b", "c"], [before])
+    rows.add(["1", "2"])
     with pytest.raises(table.Interrupted) as raised, rows:
-        rows.add(["1", "2"])
         raise KeyboardInterrupt
     one, two = raised.value.tables
     assert one is before
