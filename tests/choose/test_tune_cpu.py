@@ -100,6 +100,23 @@ def test_a_convolution_is_tuned_on_an_image_of_that_many_pixels(monkeypatch: pyt
     assert [(row.m, row.k) for row in rows] == [(16, 200)] * 2
 
 
+def test_layers_in_int8_have_figures_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = set_clock(monkeypatch, lambda out, n: (2.0, 1.0))
+    model = mlp()
+    sparse24.to_sparse(model, when="always")
+    for _ in range(2):
+        sparse24.tune(model, (3,), progress=quiet)
+    assert len(clock.asked) == 2
+    clock = set_clock(monkeypatch, lambda out, n: (2.0, 9.0))
+    for activations in (None, "dynamic"):
+        other = mlp()
+        sparse24.to_sparse(other, when="always")
+        rows = sparse24.tune(nn.Sequential(other[0].to_int8(activations)), (3,), progress=quiet)
+        assert [row.dtype for row in rows] == [torch.int8]
+    assert len(clock.asked) == 2
+    assert sparse24.to_sparse(mlp())[0].reason == "tuned: dense 2 s, sparse 1 s at 3 tokens"
+
+
 def test_real_layers_are_really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "_SECONDS", 0.01)
     model = mlp()

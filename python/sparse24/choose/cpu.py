@@ -103,7 +103,8 @@ def _dense_shape(layer: SparseLinear | SparseConv2d) -> nn.Module:
 
 def _name(layer: SparseLinear | SparseConv2d) -> str:
     kind, shape = described(_dense_shape(layer))
-    return f"{kind} {shape}; {layer.values.dtype}".replace("torch.", "")
+    activations = "" if getattr(layer, "input_scale", None) is None else " by int8"
+    return f"{kind} {shape}; {layer.values.dtype}{activations}".replace("torch.", "")
 
 
 def _key(name: str, count: int) -> str:
