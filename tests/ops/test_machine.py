@@ -86,6 +86,7 @@ def test_amx_that_is_granted_has_no_problem() -> None:
 FIELDS = {
     "few_tokens": 2, "streams": 2, "prefetch_wide": 0, "prefetch_narrow": 2048, "vectors": 5, "tile_cols": 32,
     "tile_prefetch": 4, "packed_bytes": 1 << 16, "stream_bytes": 4096,
+    "few_halves": 3, "pair_vectors": 2, "pair_cols": 64,
 }  # fmt: skip
 
 

@@ -92,7 +92,7 @@ using Indices = uint8x16_t;
 static inline Indices load_indices(const std::uint8_t* p) {
   const int32x4_t shifts = {0, -2, -4, -6};
   const uint32x4_t first = {0x03020100, 0x03020100, 0x13121110, 0x13121110};
-  const uint32x4_t index = vandq_u32(vshlq_u32(vdupq_n_u32(pair), shifts), vdupq_n_u32(3));
+  const uint32x4_t index = vandq_u32(vshlq_u32(vdupq_n_u32(*p), shifts), vdupq_n_u32(3));
   return vreinterpretq_u8_u32(vmlaq_u32(first, index, vdupq_n_u32(0x04040404)));
 }
 static inline Vec pick(Vec even, Vec odd, Indices index) {

@@ -12,7 +12,7 @@ from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight
 from . import int8, on_device
-from .forms import Form, compress_weight
+from .forms import Form, with_values
 from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
 
@@ -220,7 +220,7 @@ class CompressedModule(Unscriptable, nn.Module):
             )
             return
         try:
-            state_dict = self._compressed(state_dict, prefix)
+            state_dict = with_values(state_dict, prefix, self._form, self._dtype())
         except ValueError as error:
             error_msgs.append(f"{prefix}weight: {error}")
             return
@@ -234,23 +234,6 @@ class CompressedModule(Unscriptable, nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-    def _compressed(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-        """A checkpoint of the dense layer as one of this layer; others as they are.
-
-        Raises:
-            ValueError: the dense weight has another shape, is no floating one, or is not 2:4.
-        """
-        weight = state_dict.get(prefix + "weight")
-        if weight is None or prefix + "values" in state_dict or prefix + "indices" in state_dict:
-            return state_dict
-        if weight.shape != self._form.shape:
-            raise ValueError(f"has shape {tuple(weight.shape)} in the checkpoint, {self._form.shape} here")
-        if not weight.is_floating_point():
-            raise ValueError(f"a dense weight must be floating, not {weight.dtype}")
-        values, indices = compress_weight(weight, self._form, self._dtype())
-        rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
-        return {**rest, prefix + "values": values, prefix + "indices": indices}
 
     def _problem_with(self, values: Any, indices: Any, bias: Any) -> str | None:
         """Why this checkpoint cannot be loaded, or ``None``: looked at before anything is copied."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,3 +104,23 @@ def compress_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> tuple[Ten
             _check_matrix(matrix, form, weight)
             raise
         return compressed
+
+
+def with_values(
+    state_dict: Mapping[str, Any], prefix: str, form: Form, dtype: torch.dtype
+) -> Mapping[str, Any]:
+    """A checkpoint of the dense layer as one of the compressed layer; others as they are.
+
+    Raises:
+        ValueError: the dense weight has another shape, is no floating one, or is not 2:4.
+    """
+    weight = state_dict.get(prefix + "weight")
+    if weight is None or prefix + "values" in state_dict or prefix + "indices" in state_dict:
+        return state_dict
+    if weight.shape != form.shape:
+        raise ValueError(f"has shape {tuple(weight.shape)} in the checkpoint, {form.shape} here")
+    if not weight.is_floating_point():
+        raise ValueError(f"a dense weight must be floating, not {weight.dtype}")
+    values, indices = compress_weight(weight, form, dtype)
+    rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
+    return {**rest, prefix + "values": values, prefix + "indices": indices}

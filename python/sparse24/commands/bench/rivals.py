@@ -103,7 +103,8 @@ def openvino_call(model: nn.Module, inputs: tuple[Tensor, ...], threads: int, dt
     openvino: Any = importlib.import_module("openvino")
     wide = copy.deepcopy(model).float()
     example = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it traces, which is to go
         converted = openvino.convert_model(wide, example_input=example)
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
