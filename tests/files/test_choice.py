@@ -85,6 +85,11 @@ def test_what_is_a_layer_is_pruned(shapes: dict[str, tuple[int, ...]]) -> None:
     assert left(state_of({**BODY, **shapes, "end.weight": (16, 16)})) == {}
 
 
+def test_a_head_is_one_though_nothing_else_can_be_pruned() -> None:
+    state = state_of({"h.c_fc.weight": (16, 64), "h.c_fc.bias": (64,), "lm_head.weight": (48, 16)})
+    assert left(state)["lm_head.weight"].startswith("an output head by its name (lm_head)")
+
+
 @pytest.mark.parametrize("wrapper", ["", "model.", "module.", "model.module."])
 def test_heads_are_told_behind_any_prefix(wrapper: str) -> None:
     names = ("stem", "layers.0.attn.out", "layers.1.attn.out", "fc")

@@ -34,6 +34,9 @@ class Accelerated(Optimizer):
         self.optimizer.zero_grad(set_to_none)
 
 
+Accelerated.__module__ = "accelerate.optimizer"
+
+
 class Plain:
     """As the wrappers of mixed precision packages: no Optimizer at all."""
 
@@ -48,15 +51,21 @@ class Plain:
         self.optim.zero_grad()
 
 
-def lookahead(optimizer: Optimizer) -> Optimizer:
+def lookahead(optimizer: Optimizer, calls_init: bool = True) -> Optimizer:
     """Slow weights, kept from before pruning, flow back at every step."""
 
     class Lookahead(Optimizer):
         def __init__(self) -> None:
             params = [p for group in optimizer.param_groups for p in group["params"]]
-            super().__init__(params, {})
+            if calls_init:
+                super().__init__(params, {})
+            else:
+                self.param_groups = optimizer.param_groups
             self.inner = optimizer
             self.slow = [torch.ones_like(p) for p in params]
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.inner.zero_grad(set_to_none)
 
         def step(self, closure: Any = None) -> None:
             self.inner.step(closure)
@@ -96,6 +105,8 @@ WRAPPERS: dict[str, Callable[[Optimizer], Any]] = {
     "no optimizer": Plain,
     "no optimizer around accelerate": lambda optimizer: Plain(Accelerated(optimizer)),
     "lookahead": lookahead,
+    "lookahead without init": lambda optimizer: lookahead(optimizer, calls_init=False),
+    "accelerate around lookahead": lambda optimizer: Accelerated(lookahead(optimizer, calls_init=False)),
     "post-local SGD": post_local_sgd,
     "lightning": lightning,
 }
@@ -116,7 +127,7 @@ def test_a_wrapper_is_enforced_where_it_steps(wrap: str) -> None:
         sparsifier.verify()
     assert not torch.equal(before[0].weight, model[0].weight)
     ours = sparsifier.optimizers()
-    assert len(ours) == (2 if wrap == "lookahead" else 1)
+    assert len(ours) == (2 if "lookahead" in wrap else 1)
     assert all(len(each._optimizer_step_post_hooks) == 1 for each in ours)
     sparsifier.detach()
     assert not any(each._optimizer_step_post_hooks for each in ours)

@@ -7,7 +7,10 @@ import pickle
 from typing import Any
 
 import pytest
+import torch
 from torch.optim import SGD, Adam
+
+from sparse24 import Sparsifier
 
 from .networks import backward, pruned, same_state
 
@@ -44,3 +47,20 @@ def test_a_copy_alone_is_attached_to_nothing() -> None:
     assert alone.optimizers() == []
     assert len(optimizer._optimizer_step_post_hooks) == 1
     alone.verify()
+
+
+def test_a_pickle_of_version_0_1_loads() -> None:
+    """It held bool masks, and neither knew what is selected by default nor warned."""
+    model, sparsifier = pruned()
+    state = sparsifier.__getstate__()
+    del state["_selects_all"], state["_steps_without_masks"]
+    state["_masks"] = sparsifier.masks
+    old = Sparsifier.__new__(Sparsifier)
+    old.__setstate__(state)
+    assert old.verify()[0].done
+    assert all(torch.equal(old.masks[name], mask) for name, mask in sparsifier.masks.items())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    old.attach(optimizer)
+    backward(model)
+    optimizer.step()
+    old.verify()

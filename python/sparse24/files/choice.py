@@ -175,7 +175,7 @@ def _not_out_first(name: str, tensors: Mapping[str, Shown], layer: Sequence[str]
 def _skip_heads(reasons: dict[str, str], tensors: Mapping[str, Shown]) -> None:
     """Mark the last weight of every part named like an output head, and what is shaped like one."""
     candidates = [name for name, reason in reasons.items() if not reason]
-    if len(candidates) < 2:
+    if len(reasons) < 2:
         return
     for name in candidates:
         shape = tensors[name].shape

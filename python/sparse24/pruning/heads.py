@@ -101,7 +101,7 @@ def output_heads(
         others: names of further weights, which show where parts are.
         tables: shapes of the embeddings.
     """
-    if len(weights) < 2:
+    if len(weights) + len(others) < 2:
         return {}
     networks = list(_networks(_tree([*weights, *others])))
     heads: dict[str, str] = {}

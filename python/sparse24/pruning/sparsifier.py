@@ -110,7 +110,11 @@ class Sparsifier:
         return {**self.__dict__, "_attached": self.optimizers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _attached=[])
+        of_0_1 = {"_selects_all": False, "_steps_without_masks": 0}  # which held masks as bool tensors
+        self.__dict__.update(of_0_1 | state, _attached=[])
+        self._masks = {
+            name: PackedMask(mask) if isinstance(mask, Tensor) else mask for name, mask in self._masks.items()
+        }
         for optimizer in state["_attached"]:
             self.attach(optimizer)
 

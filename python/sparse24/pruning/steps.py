@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import operator
+import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +26,8 @@ _FIRST_STEPS = ("first_step", "ascent_step")
 
 #: Places in an optimizer, by the name of the weight that is copied from there.
 Masters = dict[str, int]
+
+_PRE_HOOKS, _POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 
 
 class Stepped(NamedTuple):
@@ -51,6 +55,7 @@ class Attachment:
 
     def __init__(self, sparsifier: Enforcer, optimizer: Optimizer, masters: Masters) -> None:
         self._sparsifier = sparsifier
+        _make_hookable(optimizer)
         self._optimizer = weakref.ref(optimizer)
         self._masters = masters
         self._held: list[Tensor] = []
@@ -138,11 +143,14 @@ def _collect(given: object, found: list[Optimizer], seen: set[int]) -> None:
     if isinstance(given, nn.Module):
         return
     seen.add(id(given))
-    hooks = vars(given).get("_optimizer_step_post_hooks")
+    hooks = vars(given).get(_POST_HOOKS)
+    count = len(found)
     if isinstance(given, Optimizer) and hooks is not None:
-        if any(vars(known)["_optimizer_step_post_hooks"] is hooks for known in found):
-            return  # Lightning's wrapper shares the dict of what it wraps
-        found.append(given)
+        shared = [i for i, known in enumerate(found) if vars(known).get(_POST_HOOKS) is hooks]
+        for i in shared:  # Lightning's wrapper shares the dict of what it wraps, and may go before it
+            found[i] = given
+        if not shared:
+            found.append(given)
     for name in dict.fromkeys((*vars(given), *_INNER)):
         inner = _attribute(given, name)
         if isinstance(inner, Optimizer) or name in _INNER:
@@ -151,6 +159,33 @@ def _collect(given: object, found: list[Optimizer], seen: set[int]) -> None:
             for each in inner:
                 if isinstance(each, Optimizer):
                     _collect(each, found, seen)
+    if isinstance(given, Optimizer) and hooks is None and len(found) > count and not _only_steps(given):
+        found.insert(count, given)
+
+
+def _only_steps(wrapper: Optimizer) -> bool:
+    """Whether a wrapper moves no weight when the optimizer inside has stepped: Accelerate's, torch's own."""
+    return type(wrapper).__module__.partition(".")[0] in {"accelerate", "torch"} or not hasattr(
+        wrapper, "param_groups"
+    )
+
+
+def _make_hookable(optimizer: Optimizer) -> None:
+    """Let hooks run around ``step`` where ``Optimizer.__init__`` was never called, on this object alone.
+
+    Wrappers that keep slow weights (Lookahead) move weights after the step of the optimizer inside.
+    """
+    for hooks in (_PRE_HOOKS, _POST_HOOKS):
+        vars(optimizer).setdefault(hooks, OrderedDict())
+    step: Any = optimizer.step
+    if not getattr(type(optimizer).step, "hooked", False) and not getattr(step, "hooked", False):
+
+        def plain(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            return step(*args, **kwargs)
+
+        hooked: Any = Optimizer.profile_hook_step(plain)
+        hooked.hooked = True
+        optimizer.step = types.MethodType(hooked, optimizer)  # type: ignore[method-assign]
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
