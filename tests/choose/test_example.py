@@ -29,6 +29,15 @@ def test_calls_with_positional_and_named_arguments(monkeypatch: pytest.MonkeyPat
     assert [shape for *_, shape, _ in clock.asked] == [(4, 32), (2, 32)]
 
 
+def test_a_transposed_layer_has_figures_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils", reason="transformers brings Conv1D").Conv1D
+    clock = set_clock(monkeypatch, lambda out, n: (2.0, 1.0))
+    model = prune_layers(nn.Sequential(conv1d(32, 32), nn.Linear(32, 32), conv1d(32, 32))).eval()
+    report = sparse24.to_sparse(model, example_inputs=torch.ones(3, 32))
+    assert [row.reason for row in report.done] == ["dense 2 s, sparse 1 s at 3 tokens"] * 3
+    assert [dense for dense, *_ in clock.asked] == ["Conv1D", "Linear"]
+
+
 def test_a_layer_that_no_example_calls_goes_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     set_clock(monkeypatch, lambda out, n: (2 * MS, MS))
     monkeypatch.setattr(rules, "verdict", lambda module, dtype=None: Verdict(False, "by rule"))

@@ -80,6 +80,7 @@ class Chooser:
         lowered = precision("conv" if kind == "conv2d" else "matmul") if dtype is torch.float32 else 0
         mode += f", precision {lowered}" if lowered else ""  # torch multiplies less exactly then, and faster
         order = " channels_last" if _is_channels_last(module) else ""
+        order += " transposed" if type(module).__name__ == "Conv1D" else ""
         parts = f"{mode}; {kind} {shape}{order}; {dtype}; {call.key}; cold {self._cold >> 20} MB"
         return parts.replace("torch.", "")
 
