@@ -23,6 +23,12 @@ using namespace harness;
 
 namespace {
 
+#if defined(__aarch64__)
+using Half = __fp16;  // GCC 12 has no _Float16 in C++ there
+#else
+using Half = _Float16;
+#endif
+
 // How a product is computed: weights of a dtype, activations of another, int8 by int8 or not.
 struct Kind {
   const char* name;
@@ -48,7 +54,7 @@ std::vector<std::byte> in_dtype(const std::vector<float>& x, DType dtype, std::i
     } else if (dtype == DType::kBFloat16) {
       std::memcpy(to, reinterpret_cast<const std::byte*>(&value) + 2, 2);
     } else if (dtype == DType::kFloat16) {
-      const auto half = static_cast<_Float16>(value);
+      const auto half = static_cast<Half>(value);
       std::memcpy(to, &half, 2);
     } else {
       const auto step = static_cast<std::int8_t>(std::clamp(value * 32, -127.0f, 127.0f));
