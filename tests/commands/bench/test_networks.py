@@ -175,7 +175,8 @@ def test_rows_of_another_setting_or_a_damaged_file_are_not_taken_over() -> None:
     assert keeping.Rows("networks", setting).put("a", ["1"]) == ["1"]
     assert keeping.Rows("networks", setting).get("a") == ["1"]
     assert keeping.Rows("networks", table.Setting(1, 0.5)).get("a") is None
-    assert keeping.Rows("networks", table.Setting(1, 0.6, resume=True)).get("a") is None
+    assert keeping.Rows("networks", table.Setting(1, 0.6, resume=True)).get("a") == ["1"]
+    assert keeping.Rows("networks", table.Setting(1, 0.5, quick=True, resume=True)).get("a") is None
     assert keeping.Rows("other", setting).get("a") is None
     figures.path("bench.json").write_text("{")
     with pytest.warns(UserWarning, match="cannot be read"):

@@ -11,10 +11,10 @@ _REMEDY = "delete it; it is written again"
 
 
 class Rows:
-    """The rows of one benchmark for this machine, build and setting; a run without ``resume`` begins anew."""
+    """The rows of one benchmark for this machine, threads and build; a run without ``resume`` begins anew."""
 
     def __init__(self, name: str, setting: Setting) -> None:
-        self._where = f"{name}; {kept.identity()}; {setting.seconds:g} s a row, quick {setting.quick}"
+        self._where = f"{name}; {kept.identity()}; {'quick' if setting.quick else 'whole'}"
         self._rows: dict[str, list[str]] = self._read().get(self._where, {}) if setting.resume else {}
 
     def get(self, key: str) -> list[str] | None:
