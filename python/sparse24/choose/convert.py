@@ -37,7 +37,8 @@ def to_sparse(
     On a CPU, ``when="faster"`` decides layer by layer. With ``example_inputs`` the model runs on them once;
     then each layer is timed, dense and compressed in turns, on inputs of the shapes that it saw, with weights
     as cold as the network makes them: eager against eager, or compiled against compiled where ``model`` came
-    from ``torch.compile`` or ``model.compile()`` was called. The sum over all calls counts, and a tie within
+    from ``torch.compile`` or ``model.compile()`` was called (each layer alone, so that what a compiler fuses
+    around one is not seen). The sum over all calls counts, and a tie within
     3 % is sparse. Without examples what ``tune`` measured decides or, for other layers, a rule by machine,
     dtype and shape, and the rows say so. Times are kept in the user's cache folder. On a GPU a layer chooses
     call by call instead (``explain``), so all are converted; where a device has no sparse kernels they stay
