@@ -102,12 +102,16 @@ class Sparsifier:
 
     def optimizers(self) -> list[Optimizer]:
         """The optimizers that are attached and alive."""
+        return [optimizer for optimizer, _ in self._steppers()]
+
+    def _steppers(self) -> list[tuple[Optimizer, Masters]]:
+        """The optimizers that are attached and alive, and where each holds copies of weights."""
         attached = [attachment for known in self._attached if (attachment := known()) is not None]
-        return [optimizer for each in attached if (optimizer := each.optimizer) is not None]
+        return [(optimizer, each.masters) for each in attached if (optimizer := each.optimizer) is not None]
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, with optimizers for the hooks on them: a copy is attached to their copies."""
-        return {**self.__dict__, "_attached": self.optimizers()}
+        return {**self.__dict__, "_attached": self._steppers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         of_0_1 = {"_selects_all": False, "_steps_without_masks": 0}  # which held masks as bool tensors
@@ -115,8 +119,8 @@ class Sparsifier:
         self._masks = {
             name: PackedMask(mask) if isinstance(mask, Tensor) else mask for name, mask in self._masks.items()
         }
-        for optimizer in state["_attached"]:
-            self.attach(optimizer)
+        for optimizer, masters in state["_attached"]:
+            self._attached.append(weakref.ref(Attachment(self, optimizer, masters)))
 
     # ---- pruning ------------------------------------------------------------------------------------
 
