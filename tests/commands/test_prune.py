@@ -50,7 +50,7 @@ def test_a_signal_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(prune.Progress, "__call__", told)
     assert main(["prune", str(source), str(target)]) == 128 + number
-    assert capsys.readouterr().err == f"\nsparse24 prune: stopped by {name}\n"
+    assert capsys.readouterr().err == f"sparse24 prune: stopped by {name}\n"
     assert seen[-1] == 3  # there was a temporary file
     assert sorted(tmp_path.iterdir()) == [source, target]
     assert target.read_bytes() == b"old"
@@ -68,7 +68,7 @@ def test_a_process_that_is_terminated_cleans_up(tmp_path: Path) -> None:
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait() == 128 + signal.SIGTERM
-    assert said.strip() == "sparse24 prune: stopped by SIGTERM"
+    assert said == "sparse24 prune: stopped by SIGTERM\n"
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -126,7 +126,11 @@ def test_what_takes_a_moment_is_silent(tmp_path: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status", "says"),
-    [(MemoryError(), 2, "out of memory"), (KeyboardInterrupt(), 130, "stopped by SIGINT")],
+    [
+        (MemoryError(), 2, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+    ],
 )
 def test_other_ends_are_one_line(
     error: BaseException,
@@ -141,6 +145,15 @@ def test_other_ends_are_one_line(
     monkeypatch.setattr(files, "read", end)
     assert main(["report", "x.pt"]) == status
     assert capsys.readouterr().err.strip() == f"sparse24 report: {says}"
+
+
+def test_a_fault_of_ours_is_not_called_a_users(monkeypatch: Patch) -> None:
+    def end(path: Path) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(files, "read", end)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["report", "x.pt"])
 
 
 # ---- files of other programs --------------------------------------------------------------------------
