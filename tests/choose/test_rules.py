@@ -14,6 +14,7 @@ from sparse24 import ops
 from sparse24.choose import rules
 from sparse24.ops import machine
 
+HAS_AMX = rules.has_amx
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 ISAS = ("amx", "avx512_vnni", "avx512", "avx2", "neon", "scalar")
 
@@ -26,15 +27,24 @@ def conv(out: int = 256, channels: int = 256, size: int = 3, groups: int = 1) ->
     return nn.Conv2d(channels, out, size, groups=groups, device="meta")
 
 
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setattr(rules, "has_amx", lambda: False)
+
+
 @pytest.mark.parametrize(
     ("module", "dtype", "kernels", "sparse"),
     [
         (linear(), None, "avx2", True),
         (linear(), None, "avx512_vnni", True),
         (linear(), F16, "avx512", True),
-        (linear(), BF16, "avx512_vnni", False),
-        (linear(dtype=BF16), None, "avx512_vnni", False),
-        (linear(dtype=BF16), F32, "avx512_vnni", True),
+        (linear(), BF16, "avx512_vnni", True),
+        (linear(128, 1024), BF16, "avx512_vnni", False),
+        (linear(), BF16, "avx512", False),
+        (linear(dtype=BF16), None, "avx512", False),
+        (linear(dtype=BF16), F32, "avx512", True),
+        (conv(), BF16, "avx512_vnni", False),
         (linear(), BF16, "amx", True),
         (linear(), BF16, "avx2", True),
         (linear(), None, "scalar", False),
@@ -73,18 +83,30 @@ def test_depthwise_tiny_and_image_layers_stay_dense_everywhere(kernels: str) -> 
 def test_a_remark_names_the_given_the_least_and_where_it_was_seen() -> None:
     said = rules.verdict(linear(48, 1024), None, "avx2").remark
     assert "48x1024: float32 linear gains from 64x64 on with avx2 kernels (Zen 3: 1.2 to 2.7x)" in said
-    assert (
-        "bfloat16 linear gains at no size with avx512 kernels (Zen 4: "
-        in rules.verdict(linear(), BF16, "avx512").remark
-    )
+    said = rules.verdict(conv().to(BF16), None, "avx512_vnni").remark
+    assert "bfloat16 conv2d gains at no size with avx512_vnni kernels (Zen 4: " in said
     attention = nn.MultiheadAttention(256, 4, kdim=32, device="meta")
     assert "k_proj 256x32: " in rules.verdict(attention, None, "avx2").remark
+
+
+def test_where_torch_has_tiles_and_these_kernels_have_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "has_amx", lambda: True)
+    assert rules.verdict(linear(), BF16, "amx").sparse
+    assert rules.verdict(linear(), F32, "avx512_vnni").sparse
+    for module, dtype in ((linear(), BF16), (linear(dtype=BF16), None)):
+        verdict = rules.verdict(module, dtype, "avx512_vnni")
+        assert not verdict.sparse
+        assert "torch multiplies bfloat16 on AMX here, and avx512_vnni kernels do not" in verdict.remark
 
 
 def test_every_kind_of_kernels_has_a_rule_for_everything() -> None:
     named = [name for name, _ in machine.isas()]
     for kernels, kind, dtype in itertools.product({*ISAS, *named}, ("linear", "conv2d"), (F32, F16, BF16)):
         assert rules.rule_for(kernels, kind, dtype).source
+
+
+def test_tiles_are_what_the_cpu_has() -> None:
+    assert HAS_AMX() == machine.machine()["features"]["amx_bf16"]
 
 
 def test_without_examples_the_rule_decides_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,12 @@ def test_many_calls_are_summed_up_in_the_report(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_what_passes_through_the_caches_is_bounded() -> None:
+    assert measured.Chooser(1000)._cold == 0
+    assert measured.Chooser(1 << 20)._cold == 1 << 20
+    assert measured.Chooser(1 << 40)._cold in [1 << shift for shift in range(20, 28)]
+
+
 def test_figures_are_kept_and_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = set_clock(monkeypatch, lambda out, n: (2.0, 1.0))
     for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,13 @@ def made_dense() -> nn.Module:
     return model
 
 
-BUILDS = (network, sparse_network, left_dense, half_dense, made_dense)
+def always_dense() -> nn.Module:
+    model = network()
+    assert not sparse24.to_dense(model)
+    return model
+
+
+BUILDS = (network, sparse_network, left_dense, half_dense, made_dense, always_dense)
 
 
 @pytest.mark.parametrize("target", [b for b in BUILDS if b is not network])
@@ -104,6 +111,15 @@ def test_a_layer_that_was_left_dense_can_still_be_converted_and_copied() -> None
     again = left_dense()
     sparse24.to_sparse(again, when="always", filter_fn=lambda name, module: False)
     assert all(len(m._load_state_dict_pre_hooks) <= 1 for m in again.modules())
+
+
+def test_a_pickled_layer_still_loads_both() -> None:
+    layer = nn.Sequential(nn.Linear(16, 8))
+    sparse24.to_dense(layer)
+    twin = pickle.loads(pickle.dumps(layer))
+    sparse = SparseLinear.from_dense(prune_layers(nn.Linear(16, 8)))
+    twin.load_state_dict({f"0.{key}": tensor for key, tensor in sparse.state_dict().items()})
+    assert torch.equal(twin[0].weight, sparse.weight.dense())
 
 
 def test_transformers_conv1d() -> None:

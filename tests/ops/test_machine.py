@@ -166,6 +166,6 @@ def test_measuring_chooses_legal_constants_and_leaves_those_in_use(monkeypatch: 
     found: dict[str, Any] = measure.measure(said.append, rows=32, columns=64, seconds=0.01)
     assert machine.tuning() == before
     assert torch.get_num_threads() == threads
-    assert set(found) == set(FIELDS)
+    assert set(found) == set(FIELDS) - {"packed_bytes", "stream_bytes"}
     machine.set_tuning(**found)
-    assert len(said) == 5
+    assert len(said) == (7 if _C.cpu_isa() == "avx512_vnni" else 5)

@@ -22,6 +22,8 @@ from .example import LayerCall, tokens_told
 TIE = 1.03
 #: For each distinct call of a layer; the fastest of at least so many rounds.
 _SECONDS, _ROUNDS = 0.3, 7
+#: No more is read between two calls: virtual machines report the cache of a whole socket, or of several.
+_MOST_COLD = 128 << 20
 #: Calls that a row of the report names one by one; the rest are summed up.
 _NAMED = 3
 
@@ -46,8 +48,8 @@ class Chooser:
 
     def __init__(self, cold_bytes: int, compiled: bool = False, dtype: torch.dtype | None = None) -> None:
         found = machine.machine()
-        last_cache = found["l3_bytes"] or found["l2_bytes"] or 32 << 20
-        self._cold = _round_up_to_power(min(cold_bytes, 2 * last_cache))
+        last_cache = found["l3_bytes"] or found["l2_bytes"] or _MOST_COLD
+        self._cold = _round_up_to_power(min(cold_bytes, 2 * last_cache, _MOST_COLD))
         self._compiled = compiled
         self._dtype = dtype
         self._known = kept.load()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..masks import prune_
 from ..ops import machine
+from ..ops.registry import cpu_isa
 from ..timing import interleaved_medians
 
 Progress = Callable[[str], None]
@@ -17,8 +18,11 @@ Progress = Callable[[str], None]
 WORTH = 0.97
 #: Weights that decoding takes in turn, so that they come from memory.
 _COLD_BYTES = 64 << 20
+#: Up to how many tokens are dot products: the dtype and the most tokens of each constant.
+_FEW = {"few_tokens": (torch.float32, 8), "few_halves": (torch.bfloat16, 16)}
 _FIELDS = (
     "few_tokens", "streams", "prefetch_wide", "prefetch_narrow", "vectors", "tile_cols", "tile_prefetch",
+    "few_halves", "pair_vectors", "pair_cols",
 )  # fmt: skip
 
 
@@ -32,7 +36,7 @@ def measure(
     Args:
         progress: told of every choice.
         rows, columns: of the weight.
-        seconds: for each of the five choices.
+        seconds: for each of the choices, five to seven.
     """
     machine.set_tuning()
     row = machine.tuning()
@@ -43,7 +47,11 @@ def measure(
         for fields, tokens, dtype, candidates in _questions():
             product = _product(rows, columns, tokens, dtype)
             best |= _fastest(best, fields, candidates, product, seconds=seconds, progress=progress)
-        best["few_tokens"] = _crossover(best, (rows, columns), seconds / 8, progress)
+        for field, (dtype, limit) in _FEW.items():
+            if dtype == torch.float32 or _has_pairs():
+                products = [_product(rows, columns, tokens, dtype) for tokens in range(1, limit + 1)]
+                best[field] = _crossover(best, field, products, seconds / 8)
+                progress(f"{field}: {best[field]}")
     finally:
         torch.set_num_threads(threads)
         machine.set_tuning()
@@ -57,6 +65,14 @@ def _questions() -> Iterable[tuple[tuple[str, ...], int, torch.dtype, list[tuple
     yield ("prefetch_narrow",), 1, torch.bfloat16, [(a,) for a in ahead]
     yield ("vectors", "tile_cols"), 256, torch.float32, [(v, c) for v in (6, 8, 9, 12, 13) for c in (32, 64)]
     yield ("tile_prefetch",), 64, torch.float32, [(a,) for a in (2, 4, 8, 16)]
+    if _has_pairs():
+        pairs: list[tuple[int, ...]] = [(v, c) for v in (4, 6, 8, 10) for c in (32, 64)]
+        yield ("pair_vectors", "pair_cols"), 256, torch.bfloat16, pairs
+
+
+def _has_pairs() -> bool:
+    """Whether the kernels in use multiply pairs of bfloat16 in vectors, so that their constants matter."""
+    return cpu_isa() == "avx512_vnni"
 
 
 def _product(rows: int, columns: int, tokens: int, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -96,7 +112,9 @@ def _fastest(
 ) -> dict[str, int]:
     own = tuple(best[field] for field in fields)
     others = [candidate for candidate in candidates if candidate != own]
-    few = {"few_tokens": 8}  # whatever the crossover is: the way that is asked about
+    few = {
+        field: limit for field, (_, limit) in _FEW.items()
+    }  # whatever the crossover is: the way that is asked about
     calls = [
         _with({**best, **few, **dict(zip(fields, values, strict=True))}, product) for values in (own, *others)
     ]
@@ -108,15 +126,11 @@ def _fastest(
     return dict(zip(fields, chosen, strict=True))
 
 
-def _crossover(best: dict[str, int], sizes: tuple[int, int], seconds: float, progress: Progress) -> int:
-    """The most tokens that dot products are not slower for than tiles."""
-    most = 0
-    for tokens in range(1, 9):
-        product = _product(*sizes, tokens, torch.float32)
-        ways = [_with({**best, "few_tokens": few}, product) for few in (8, 0)]
+def _crossover(best: dict[str, int], field: str, products: list[Callable[[], Tensor]], seconds: float) -> int:
+    """The most tokens that dot products are not slower for than tiles; ``products`` have 1, 2, ... tokens."""
+    for tokens, product in enumerate(products):
+        ways = [_with({**best, field: few}, product) for few in (len(products), 0)]
         dots, tiles = interleaved_medians(ways, seconds)
         if dots > tiles:
-            break
-        most = tokens
-    progress(f"few_tokens: {most}")
-    return most
+            return tokens
+    return len(products)

@@ -136,7 +136,8 @@ def to_dense(model: nn.Module) -> Report:
     """Replace the compressed layers of ``model`` by dense ones, in place: the inverse of :func:`to_sparse`.
 
     The pruned weights stay zero, and activations that were folded are in their places again. What was
-    transformers' ``Conv1D`` comes back as one, [in, out].
+    transformers' ``Conv1D`` comes back as one, [in, out]. Dense layers, those that have always been so among
+    them, load checkpoints of compressed ones from then on.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -161,11 +162,12 @@ def to_dense(model: nn.Module) -> Report:
         rows.append(_row(name, module, dense, ""))
     for old, new in replacements:  # every one is built: nothing can fail half-way
         carry_over(old, new)
-        accept_compressed(new)
         put(new, places[id(old)])
         if id(old) in folds:
             folds[id(old)].put(*folds[id(old)].activation.folded)
     set_fused_paths(model)
+    for _, module in layers_of(model):
+        accept_compressed(module)
     return Report(tuple(rows))
 
 

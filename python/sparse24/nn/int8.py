@@ -76,7 +76,8 @@ def store(layer: CompressedModule, values: Tensor, scale: Tensor, input_scale: T
 
 def is_int8(layer: nn.Module) -> bool:
     """Whether the layer's storage is int8."""
-    return layer.__dict__["_buffers"].get("weight_scale") is not None
+    # As C reads a dict: a layer whose weight is away on a GPU (lent.py) does not bring it back for this.
+    return dict.get(layer.__dict__["_buffers"], "weight_scale") is not None
 
 
 def scales_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

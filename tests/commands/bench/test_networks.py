@@ -117,10 +117,11 @@ def test_a_row_for_every_dtype_and_batch(tmp_path: Path, capsys: pytest.CaptureF
     for row in rows:
         cells = dict(zip(head, row, strict=True))
         assert float(cells["torch ms"]) >= 0
-        assert cells["best dense ms"].split()[1] in ("(torch)", "(prepacked)", "(OpenVINO)")
+        assert cells["best dense ms"].split()[1] in ("(torch)", "(prepacked)", "(OpenVINO)", "(fp32)")
         assert cells["sparse layers"].endswith("of 3")
-        assert 0 <= float(cells["in products"].rstrip("%")) <= 100
-        assert (cells["Amdahl"] == "") == (cells["dtype"] == "int8")
+        shares = [float(cells[name].rstrip("%")) for name in ("in sparse ones", "in products")]
+        assert 0 <= shares[0] <= shares[1] <= 100
+        assert min(float(cells["Amdahl"]), float(cells["of Amdahl"])) > 0
     assert dict(zip(head, rows[-1], strict=True))["sparse layers"] == "2 of 3"  # the head is not pruned
     said = capsys.readouterr().out
     assert "small fp32 eager 1 ..." in said
@@ -195,31 +196,47 @@ def network_of(dtype: str = "fp32") -> networks.Network:
 def test_amdahls_law(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = small_network(1.0)
     layers = {"0": dense[0], "2": dense[2]}
-    network = networks.Network(dense, dense, (small_inputs(4, dense), {}), layers)
-    monkeypatch.setattr(networks, "seconds_inside", lambda network: {"": 10.0, "0": 4.0, "2": 2.0})
+    network = networks.Network(dense, dense, dense, (small_inputs(4, dense), {}), layers)
+    monkeypatch.setattr(networks, "seconds_inside", lambda network: {"": 10.0, "0": 4.0, "2": 2.0, "4": 1.0})
     ratios = {id(dense[0]): 2.0, id(dense[2]): 1.0}
 
     def timed(self: Any, module: nn.Module, call: Any) -> Any:
-        return networks.Chooser.__init__.__globals__["Pair"](ratios[id(module)] * 1e-3, 1e-3)
+        return networks.Pair(ratios[id(module)] * 1e-3, 1e-3)
 
     monkeypatch.setattr(networks.Chooser, "time", timed)
-    share, predicted = networks.amdahl(network, networks.Case(SMALL, "fp32", "eager", 4))
+    case = networks.Case(SMALL, "fp32", "eager", 4)
+    products, share, predicted = networks.amdahl(network, case)
+    assert products == pytest.approx(0.7)
     assert share == pytest.approx(0.6)
+    measured: list[Any] = []
+
+    def measure(self: Any, own: nn.Module, sparse: nn.Module, call: Any) -> Any:
+        measured.append((own, sparse))
+        return networks.Pair(4e-3, 1e-3)
+
+    monkeypatch.setattr(networks.Chooser, "measure", measure)
+    assert networks.amdahl(network, case._replace(dtype="int8"))[2] == pytest.approx(10 / (4 + 6 / 4))
+    assert measured == [(dense[0], dense[0])]  # the second layer is as the first
     assert predicted == pytest.approx(10 / (4 + 4 / 2 + 2))
 
 
 def test_the_time_inside_layers_is_theirs() -> None:
-    class Slow(nn.Module):
+    class Slow(nn.Linear):
         def __init__(self, seconds: float) -> None:
-            super().__init__()
+            super().__init__(1, 1)
             self.seconds = seconds
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             time.sleep(self.seconds)
             return x
 
-    dense = nn.Sequential(Slow(0.03), Slow(0.01))
-    network = networks.Network(dense, dense, ((torch.ones(1),), {}), {"0": dense[0]})
+    class Other(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.01)
+            return x
+
+    dense = nn.Sequential(Slow(0.03), Other())
+    network = networks.Network(dense, dense, dense, ((torch.ones(1),), {}), {"0": dense[0]})
     inside = networks.seconds_inside(network)
     assert set(inside) == {"", "0"}
     assert inside["0"] == pytest.approx(0.03, rel=0.3)
@@ -250,46 +267,6 @@ def test_memory_counts_weights_and_what_a_pass_needs() -> None:
     held = networks.memory_of(Wide(), ((torch.ones(1),), {}))
     assert held >= 4000
     assert held == pytest.approx(4000 + (64 << 20), rel=0.1)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_prepacked_rival_computes_the_same(dtype: torch.dtype) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(8, 16, 3, 2, 1, groups=2), nn.ReLU(), nn.Conv2d(16, 8, 1, bias=False), nn.Flatten(),
-        nn.Linear(8 * 4 * 4, 32), nn.Linear(32, 8, bias=False),
-    ).to(dtype).eval()  # fmt: skip
-    x = torch.randn(2, 8, 8, 8).to(dtype)
-    packed = rivals.prepacked(model, ((x,), {}))
-    kinds = [type(layer) for layer in packed]
-    assert type(model[0]) is nn.Conv2d
-    with torch.no_grad():
-        assert_matches(packed(x), model(x).double())
-    if dtype == torch.float32:
-        assert kinds[0] is rivals.PackedConv2d
-        assert kinds[4] is rivals.PackedLinear
-
-
-def test_a_layer_that_is_called_with_several_shapes_is_not_packed() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x) + self.layer(x[:1])
-
-    packed = rivals.prepacked(Twice(), ((torch.ones(3, 8),), {}))
-    assert type(packed.layer) is nn.Linear
-
-
-def test_openvino_where_it_is_installed() -> None:
-    if not rivals.has_openvino():
-        pytest.skip("openvino is not installed: it is an optional rival of the benchmark")
-    model = small_network(1.0)
-    inputs = small_inputs(4, model)
-    with torch.no_grad():
-        (found,) = rivals.openvino_call(model, inputs, 1, torch.float32)().values()  # type: ignore[attr-defined]
-        assert_matches(torch.from_numpy(found), model(*inputs).double())
 
 
 def test_the_keys_of_networks() -> None:

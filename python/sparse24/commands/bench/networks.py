@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from ... import Sparsifier, to_sparse
-from ...choose.example import Arguments, record
+from ...choose.example import Arguments, LayerCall, record
 from ...choose.measured import Chooser
 from ...nn.compressed import CompressedModule
 from ...ops import machine
-from ...timing import interleaved_times
+from ...timing import Pair, interleaved_times
 from . import keeping, memory, rivals
 from .definitions import DEFINITIONS, Definition, of_key
 from .table import Interrupted, Setting, Table
@@ -36,7 +36,7 @@ QUICK_DEPTH = 0.1
 COMPILED_BATCH = 8
 HEADER = [
     "network", "dtype", "mode", "batch", "torch ms", "best dense ms", "2:4 ms", "x torch", "x best dense",
-    "sparse layers", "in products", "Amdahl", "of Amdahl", "dense MB", "2:4 MB",
+    "sparse layers", "in products", "in sparse ones", "Amdahl", "of Amdahl", "dense MB", "2:4 MB",
 ]  # fmt: skip
 
 
@@ -118,9 +118,9 @@ def _table(rows: list[list[str]], left: list[str], setting: Setting) -> Table:
         "it). Torch: the same network dense in the same dtype (int8: linear layers by quantize_dynamic). "
         "Best dense: the fastest of torch, oneDNN with prepacked weights"
         + (", and OpenVINO" if rivals.has_openvino() else "; OpenVINO is not installed here")
-        + ". In products: share of a dense pass in the layers that are sparse. Amdahl: the ratio to torch "
-        "that follows from that share and from those layers timed alone. MB: weights, and the growth of the "
-        "resident set in a pass."
+        + ". In products: share of torch's pass, eager, in all linear layers and convolutions, and in those "
+        "that are sparse. Amdahl: the ratio to torch that follows from the latter share and from its layers "
+        "timed alone. MB: weights, and the growth of the resident set in a pass."
     )
     if setting.quick:
         caption = f"QUICK, {QUICK_DEPTH:.0%} of the depth: figures of no network. " + caption
@@ -135,15 +135,18 @@ class Network:
 
     dense: nn.Module
     sparse: nn.Module
+    reference: nn.Module  #: what torch is measured by: the dense network, in int8 its quantized self
     inputs: Arguments
     layers: dict[str, nn.Module]  #: dense layers that are sparse in the other
 
 
 def measure(case: Case, setting: Setting) -> tuple[list[str], float]:
     """The cells of a row, and the seconds of a dense pass."""
+    if case.mode == "compiled":  # programs of rows before count as recompilations, and hold their networks
+        torch.compiler.reset()
     with torch.no_grad():
         network = built(case, QUICK_DEPTH if setting.quick else 1.0)
-        share, predicted = amdahl(network, case)
+        inside, share, predicted = amdahl(network, case)
         memories = [memory_of(model, network.inputs) for model in (network.dense, network.sparse)]
         turns = _turns(case, network, setting.threads)
         names, calls = list(turns), list(turns.values())
@@ -159,8 +162,8 @@ def measure(case: Case, setting: Setting) -> tuple[list[str], float]:
     torch_ms, best_ms, sparse_ms = (f"{each * 1e3:.1f}" for each in (times["torch"], times[best], sparse))
     cells = [
         *case.cells, torch_ms, f"{best_ms} ({best})", sparse_ms,
-        f"{ratio:.2f}", f"{times[best] / sparse:.2f}", f"{layers} of {every}", f"{share:.0%}",
-        f"{predicted:.2f}" if predicted else "", f"{ratio / predicted:.2f}" if predicted else "",
+        f"{ratio:.2f}", f"{times[best] / sparse:.2f}", f"{layers} of {every}", f"{inside:.0%}",
+        f"{share:.0%}", f"{predicted:.2f}", f"{ratio / predicted:.2f}",
         *(f"{each / 1e6:.0f}" for each in memories),
     ]  # fmt: skip
     return cells, times["torch"]
@@ -186,30 +189,50 @@ def built(case: Case, depth: float) -> Network:
         to_sparse(model, example_inputs=[inputs[0]])
     converted = {n for n, module in sparse.named_modules() if isinstance(module, CompressedModule)}
     layers = {n: module for n, module in dense.named_modules() if n in converted}
-    return Network(dense, sparse, inputs, layers)
+    reference = rivals.int8_dense(dense) if case.dtype == "int8" else dense
+    return Network(dense, sparse, reference, inputs, layers)
 
 
-def amdahl(network: Network, case: Case) -> tuple[float, float]:
-    """Share of a dense eager pass in the layers that are sparse, and the ratio that follows; 0: not known."""
+def amdahl(network: Network, case: Case) -> tuple[float, float, float]:
+    """Shares of torch's eager pass in products and in those that are sparse; the ratio that follows."""
     inside = seconds_inside(network)
     whole = inside.pop("")
+    products = sum(inside.values()) / whole
+    inside = {name: seconds for name, seconds in inside.items() if name in network.layers}
     share = sum(inside.values()) / whole
-    if case.dtype == "int8":
-        return share, 0.0
-    chooser = Chooser(sum(p.nbytes for p in network.dense.parameters()), case.mode == "compiled")
+    timed = _layer_timer(network, case)
     seen = record(network.dense, network.layers, [network.inputs])
     after = whole - sum(inside.values())
-    for name, module in network.layers.items():
-        pairs = [(times, chooser.time(module, call)) for call, times in seen[name].items()]
+    for name in network.layers:
+        pairs = [(times, timed(name, call)) for call, times in seen[name].items()]
         dense = sum(times * pair.dense for times, pair in pairs)
         after += inside[name] * sum(times * pair.sparse for times, pair in pairs) / dense
-    return share, whole / after
+    return products, share, whole / after
+
+
+def _layer_timer(network: Network, case: Case) -> Callable[[str, LayerCall], Pair]:
+    """Seconds of a layer alone, as torch has it and sparse; those of the conversion where it has measured."""
+    chooser = Chooser(sum(p.nbytes for p in network.dense.parameters()), case.mode == "compiled")
+    if case.dtype != "int8":
+        return lambda name, call: chooser.time(network.layers[name], call)
+    known: dict[str, Pair] = {}
+
+    def timed(name: str, call: LayerCall) -> Pair:
+        key = chooser.key(network.layers[name], call)
+        if key not in known:
+            both = (network.reference.get_submodule(name), network.sparse.get_submodule(name))
+            known[key] = chooser.measure(*both, call)
+        return known[key]
+
+    return timed
 
 
 def seconds_inside(network: Network) -> dict[str, float]:
-    """Median seconds in each layer that is sparse in the other network, and under "" in the whole pass."""
+    """Median seconds in each linear layer and convolution, and under "" in the whole pass."""
+    names = [n for n, m in network.dense.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    products = {name: network.reference.get_submodule(name) for name in names}
     starts: dict[str, float] = {}
-    spent: dict[str, list[float]] = {name: [] for name in ("", *network.layers)}
+    spent: dict[str, list[float]] = {name: [] for name in ("", *products)}
 
     def begin(name: str) -> Callable[..., None]:
         return lambda *given: starts.__setitem__(name, time.perf_counter())
@@ -218,11 +241,11 @@ def seconds_inside(network: Network) -> dict[str, float]:
         return lambda *given: spent[name].append(time.perf_counter() - starts[name])
 
     handles = []
-    for name, module in (("", network.dense), *network.layers.items()):
+    for name, module in (("", network.reference), *products.items()):
         handles += [module.register_forward_pre_hook(begin(name)), module.register_forward_hook(end(name))]
     try:
         for _ in range(4):
-            network.dense(*network.inputs[0])
+            network.reference(*network.inputs[0])
     finally:
         for handle in handles:
             handle.remove()
@@ -245,7 +268,7 @@ def _turns(case: Case, network: Network, threads: int) -> dict[str, Callable[[],
     if case.mode == "compiled":
         programs = {"torch": _compiled(dense), "2:4": _compiled(sparse), "frozen": rivals.frozen(dense)}
     elif case.dtype == "int8":
-        programs = {"torch": rivals.int8_dense(dense), "2:4": sparse}
+        programs = {"torch": network.reference, "2:4": sparse, "fp32": dense}
     else:
         programs = {"torch": dense, "2:4": sparse, "prepacked": rivals.prepacked(dense, network.inputs)}
     turns: dict[str, Callable[[], object]] = {
