@@ -48,10 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparse24 {options.command}: out of memory", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
-        end = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-        print(
-            f"{end}sparse24 {options.command}: stopped by {stop if str(stop) else 'SIGINT'}", file=sys.stderr
-        )
+        start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
+        name = str(stop) or "SIGINT"
+        print(f"{start}sparse24 {options.command}: stopped by {name}", file=sys.stderr)
         return stop.status if isinstance(stop, Stopped) else 130
     return status
 
