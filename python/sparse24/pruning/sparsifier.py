@@ -357,7 +357,8 @@ class Sparsifier:
             reason = f"shares its weight with {candidate.alias_of}"
         elif not reason and weight is not None:
             remark = self._rule.remark(weight, candidate.dim) if done else "not pruned yet: call prune()"
-            stays = f"stays dense: {candidate.dense}" if candidate.dense else ""
+            dense = candidate.dense or ("" if self._rule.group.is_within_24 else f"{self._rule} is not 2:4")
+            stays = f"stays dense: {dense}" if dense else ""
             reason = "; ".join(filter(None, (remark, stays)))
         row = _row_of(candidate, weight, done, reason)
         if id(weight) in counted:
