@@ -107,3 +107,18 @@ def test_a_copy_keeps_its_masters() -> None:
     step_of_masters(net, copies, stepper, 0)
     other.verify()
     assert torch.equal(copies[0] != 0, other.masks["0.weight"])
+
+
+def test_masks_that_a_checkpoint_brings_later_reach_the_masters() -> None:
+    model = wide()
+    masters = masters_of(model)
+    optimizer = Adam(masters, lr=0.01)
+    sparsifier = Sparsifier(model)
+    sparsifier.attach(optimizer)
+    chosen = Sparsifier(model, select=["*"])  # with the head, which is left alone by default
+    chosen.prune()
+    sparsifier.load_state_dict(chosen.state_dict())
+    for step in range(2):
+        step_of_masters(model, masters, optimizer, step)
+        sparsifier.verify()
+    assert torch.equal(masters[6] != 0, sparsifier.masks["3.weight"])

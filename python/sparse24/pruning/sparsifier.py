@@ -224,13 +224,20 @@ class Sparsifier:
             return
         refuse_flat(self._model)
         reshard(self._model)
-        prunable = {c.name: self._parameter(c.name) for c in self._candidates if self._may_be_masked(c)}
-        masters = [find_masters(self._model, each, prunable) for each in new]
+        masters = [find_masters(self._model, each, self._maskable()) for each in new]
         for each, copies in zip(new, masters, strict=True):
             self._attached.append(weakref.ref(Attachment(self, each, copies)))
 
-    def _may_be_masked(self, candidate: Candidate) -> bool:
-        return not candidate.alias_of and (candidate.name in self._masks or not self._why_not(candidate))
+    def _maskable(self) -> dict[str, Tensor]:
+        """The weights that may ever be masked here, by name: a checkpoint may have masks for any of them."""
+        found = {}
+        for candidate in self._candidates:
+            weight = stored_weight(layer_at(self._model, candidate.module_name), candidate.attribute)
+            if weight is None or candidate.alias_of or candidate.blocked:
+                continue
+            if not self._rule.obstacle(weight, candidate.dim):
+                found[candidate.name] = weight
+        return found
 
     def detach(self) -> None:
         """Stop enforcing the masks. The masks and the zeros stay."""
