@@ -238,16 +238,18 @@ def _read_safetensors(path: Path) -> StateFile:
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
-            return StateFile({name: _tensor_or_dtype(file, name) for name in names}, file.metadata())
+            unread = (SafetensorError, AttributeError)  # a dtype that torch or safetensors does not read
+            state = {name: _tensor_or_dtype(file, name, unread) for name in names}
+            return StateFile(state, file.metadata())
     except SafetensorError as error:
         raise FileError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _tensor_or_dtype(file: Any, name: str) -> Tensor | Unreadable:
+def _tensor_or_dtype(file: Any, name: str, unread: tuple[type[Exception], ...]) -> Tensor | Unreadable:
     """A tensor of a safetensors file, or what the file says of it where torch has no such dtype."""
     try:
         tensor: Tensor = file.get_tensor(name)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except unread:
         piece = file.get_slice(name)
         return Unreadable(str(piece.get_dtype()), tuple(piece.get_shape()))
     return tensor
