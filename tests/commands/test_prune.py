@@ -57,18 +57,21 @@ def test_a_signal_is_one_line_and_leaves_nothing(
     assert signal.getsignal(number) is handler
 
 
-def test_a_process_that_is_terminated_cleans_up(tmp_path: Path) -> None:
-    state = {f"{i}.weight": torch.zeros(1024, 1024) for i in range(100)}
-    source, target = saved(tmp_path / "in.safetensors", state), tmp_path / "out.safetensors"
+@SUFFIXES
+def test_a_process_that_is_terminated_cleans_up(suffix: str, tmp_path: Path) -> None:
+    """In the middle of a torch file closing the archive fails besides: that is not what the user is told."""
+    state = {f"{i}.weight": torch.zeros(1024, 1024) for i in range(80)}
+    source, target = saved(tmp_path / f"in{suffix}", state), tmp_path / f"out{suffix}"
     command = [sys.executable, "-m", "sparse24", "prune", str(source), str(target)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         while len(list(tmp_path.iterdir())) < 2 and process.poll() is None:
             time.sleep(0.001)
+        time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        said = process.stderr.read()
+        said = [line for line in process.stderr.read().splitlines() if not line.endswith("% done")]
         assert process.wait() == 128 + signal.SIGTERM
-    assert said == "sparse24 prune: stopped by SIGTERM\n"
+    assert said == ["sparse24 prune: stopped by SIGTERM"]
     assert list(tmp_path.iterdir()) == [source]
 
 

@@ -213,10 +213,20 @@ class _Told:
         return written
 
 
+def _request_behind(error: BaseException) -> BaseException | None:
+    """The signal or the like that ended a write, where closing the archive has failed besides; or None."""
+    seen: BaseException | None = error
+    while seen is not None and isinstance(seen, Exception):
+        seen = seen.__context__
+    return seen
+
+
 def _write_torch(file: StateFile, stream: _Told, path: Path) -> None:
     try:
         torch.save(file.state, stream)  # type: ignore[arg-type]
     except (OSError, RuntimeError) as error:
+        if (stop := _request_behind(error)) is not None:
+            raise stop from None
         failure = stream.failure or error
         raise FileError(f"{path}: {getattr(failure, 'strerror', None) or first_line(failure)}") from failure
 
