@@ -42,11 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileError, OSError) as error:
         print(f"sparse24 {options.command}: {error}", file=sys.stderr)
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's words
+            raise
         print(f"sparse24 {options.command}: out of memory", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
-        print(f"\nsparse24 {options.command}: stopped by {stop if str(stop) else 'SIGINT'}", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
+        name = str(stop) or "SIGINT"
+        print(f"{start}sparse24 {options.command}: stopped by {name}", file=sys.stderr)
         return stop.status if isinstance(stop, Stopped) else 130
     return status
 

@@ -30,6 +30,11 @@ class Pattern(NamedTuple):
     n: int
     m: int
 
+    @property
+    def is_within_24(self) -> bool:
+        """Whether what it keeps is 2:4 as well: "1:2", "1:4" and "2:8" are, "2:6" and "4:8" are not."""
+        return (self.n <= 2 and self.m % 4 == 0) or (self.n == 1 and self.m > 1)
+
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
 

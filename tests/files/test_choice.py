@@ -188,3 +188,34 @@ def test_one_odd_tensor_does_not_end_the_command(
     assert sparse24.is_sparse24(pruned["body.0.weight"])
     if dtype.is_floating_point and dtype is not torch.float64:
         assert said.count(f"dtype {str(dtype).removeprefix('torch.')}: only floating weights of 16 bits") == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F8_E8M0", 8), ("U16", 16), ("C64", 64)]
+)
+def test_a_dtype_that_torch_lacks_does_not_end_the_command(
+    word: str, bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = torch.randn(16, 16).numpy().tobytes()
+    odd = bytes(range(256))[: 16 * 16 * bits // 8] * 8
+    odd = odd[: 16 * 16 * bits // 8]
+    described = {
+        name: {"dtype": dtype, "shape": [16, 16], "data_offsets": place}
+        for name, dtype, place in (
+            ("a.weight", "F32", [0, 1024]), ("odd.weight", word, [1024, 1024 + len(odd)]),
+            ("z.weight", "F32", [1024 + len(odd), 2048 + len(odd)]),
+        )
+    }  # fmt: skip
+    header = json.dumps(described).encode()
+    header += b" " * (-len(header) % 8)
+    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    source.write_bytes(len(header).to_bytes(8, "little") + header + numbers + odd + numbers)
+    assert main(["report", str(source)]) == 0
+    assert main(["prune", str(source), str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "2 of " in said
+    assert target.read_bytes()[8 + len(header) + 1024 :][: len(odd)] == odd
+    assert io.read(target).tensors["z.weight"].count_nonzero() == 128
+    if word == "F6_E2M3":
+        assert "dtype F6_E2M3, which torch cannot read" in said
+        assert "dtype F6_E2M3: only floating weights of 16 bits or more" in said

@@ -179,3 +179,23 @@ def test_a_gpt2_that_is_not_pruned_stays() -> None:
     report = sparse24.to_sparse(transformers.GPT2Model(config), when="always")
     assert not report.done
     assert all(row.reason.startswith("not 2:4: row 0, columns 0-3") for row in report)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_a_wavlm_of_transformers_hands_weights_to_torchs_attention() -> None:
+    """It calls ``F.multi_head_attention_forward`` with ``layer.weight``: no weight is decompressed for it."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.WavLMConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(32, 32),
+        conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2, num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    dense, sparse, report = converted(transformers.WavLMModel(config))
+    assert all("no sparse kernel for" in row.reason for row in report.left)  # its 1-D convolutions
+    sound = torch.randn(1, 800)
+    with torch.no_grad():
+        expected = dense(sound).last_hidden_state
+        assert relative_error(sparse(sound).last_hidden_state, expected) < 5e-6
+    calls = count(sparse, sound)
+    assert calls["sparse24::linear"] >= 2 * 2 + 1
+    assert not calls["sparse24::decompress"]

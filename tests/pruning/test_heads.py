@@ -112,9 +112,8 @@ def test_every_network_in_a_module_has_its_heads(case: str) -> None:
 
 
 def test_parts_of_blocks_that_are_called_like_heads_are_none() -> None:
-    names = [
-        f"encoder.layer.{i}.{part}.weight" for i in range(2) for part in ("attention.out", "output", "fc")
-    ]
+    parts = ("attention.out", "output", "fc", "multi_head", "attn_head", "conv_head")
+    names = [f"encoder.layer.{i}.{part}.weight" for i in range(2) for part in parts]
     assert output_heads(dict.fromkeys(names, (16, 16))) == {}
 
 

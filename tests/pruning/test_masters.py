@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -90,3 +92,33 @@ def test_parameters_of_others_in_the_same_optimizer_are_none_of_its_business() -
     optimizer.step()
     sparsifier.verify()
     assert centres.all()
+
+
+def test_a_copy_keeps_its_masters() -> None:
+    model = wide()
+    sparsifier = Sparsifier(model)
+    sparsifier.prune()
+    masters = masters_of(model)
+    optimizer = Adam(masters, lr=0.01)
+    sparsifier.attach(optimizer)
+    with torch.no_grad():
+        masters[0].add_(1)  # not copied back yet
+    net, copies, stepper, other = copy.deepcopy((model, masters, optimizer, sparsifier))
+    step_of_masters(net, copies, stepper, 0)
+    other.verify()
+    assert torch.equal(copies[0] != 0, other.masks["0.weight"])
+
+
+def test_masks_that_a_checkpoint_brings_later_reach_the_masters() -> None:
+    model = wide()
+    masters = masters_of(model)
+    optimizer = Adam(masters, lr=0.01)
+    sparsifier = Sparsifier(model)
+    sparsifier.attach(optimizer)
+    chosen = Sparsifier(model, select=["*"])  # with the head, which is left alone by default
+    chosen.prune()
+    sparsifier.load_state_dict(chosen.state_dict())
+    for step in range(2):
+        step_of_masters(model, masters, optimizer, step)
+        sparsifier.verify()
+    assert torch.equal(masters[6] != 0, sparsifier.masks["3.weight"])

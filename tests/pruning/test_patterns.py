@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse24 import Sparsifier, magnitude_mask, transposable_mask
+from sparse24 import Sparsifier, is_sparse24, magnitude_mask, transposable_mask
+from sparse24.masks import Pattern
 
 from .networks import mlp, reason_of, same_state
 
@@ -25,6 +26,18 @@ def test_other_patterns(pattern: str) -> None:
         expected = transposable_mask(weight) if pattern == "transposable" else magnitude_mask(weight, pattern)
         assert torch.equal(mask, expected)
     assert sparsifier.state_dict()["pattern"] == pattern
+    dense = "stays dense: 4:8 is not 2:4" if pattern == "4:8" else ""
+    assert {row.reason for row in sparsifier.report()} == {dense}
+
+
+@pytest.mark.parametrize(("n", "m"), [(n, m) for m in range(1, 13) for n in range(1, m + 1)])
+def test_what_a_pattern_keeps_is_24_where_it_says_so(n: int, m: int) -> None:
+    everything = torch.arange(24).remainder(m) < n  # in every order: the first, the last
+    orders = (everything, everything.flip(0).roll(-(24 % m)) if 24 % m else everything.flip(0))
+    is_24 = all(is_sparse24(kept[None].float()) for kept in orders)
+    assert is_24 or not Pattern(n, m).is_within_24
+    if m % 4 == 0:
+        assert is_24 == Pattern(n, m).is_within_24
 
 
 def test_transposable_needs_multiples_of_four() -> None:

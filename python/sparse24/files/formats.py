@@ -213,10 +213,20 @@ class _Told:
         return written
 
 
+def _request_behind(error: BaseException) -> BaseException | None:
+    """The signal or the like that ended a write, where closing the archive has failed besides; or None."""
+    seen: BaseException | None = error
+    while seen is not None and isinstance(seen, Exception):
+        seen = seen.__context__
+    return seen
+
+
 def _write_torch(file: StateFile, stream: _Told, path: Path) -> None:
     try:
         torch.save(file.state, stream)  # type: ignore[arg-type]
     except (OSError, RuntimeError) as error:
+        if (stop := _request_behind(error)) is not None:
+            raise stop from None
         failure = stream.failure or error
         raise FileError(f"{path}: {getattr(failure, 'strerror', None) or first_line(failure)}") from failure
 
@@ -238,16 +248,18 @@ def _read_safetensors(path: Path) -> StateFile:
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
-            return StateFile({name: _tensor_or_dtype(file, name) for name in names}, file.metadata())
+            unread = (SafetensorError, AttributeError)  # a dtype that torch or safetensors does not read
+            state = {name: _tensor_or_dtype(file, name, unread) for name in names}
+            return StateFile(state, file.metadata())
     except SafetensorError as error:
         raise FileError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _tensor_or_dtype(file: Any, name: str) -> Tensor | Unreadable:
+def _tensor_or_dtype(file: Any, name: str, unread: tuple[type[Exception], ...]) -> Tensor | Unreadable:
     """A tensor of a safetensors file, or what the file says of it where torch has no such dtype."""
     try:
         tensor: Tensor = file.get_tensor(name)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except unread:
         piece = file.get_slice(name)
         return Unreadable(str(piece.get_dtype()), tuple(piece.get_shape()))
     return tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from .forms import Form, with_values
 from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
 
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
 #: Weight dtypes that the products take.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: Two groups of an empty weight in one byte of ``indices``: each keeps columns 0 and 1.
 _EMPTY_GROUPS = 0b0100_0100
-
 
 #: The format of values and indices in a state_dict, kept there as the version of the module (torch's own
 #: mechanism). Version 0.1 of the library wrote the same format without a number.

@@ -17,9 +17,8 @@ _ANYWHERE = {
     "class_embed", "bbox_embed", "bbox_predictor", "bbox_pred", "cls_score", "cls_logits", "qa_outputs",
     "logits", "to_logits",
 }  # fmt: skip
-_ANYWHERE_ENDING = re.compile(
-    r"(?!conv_head).+_(head|classifier|logits)"
-)  # conv_head: MobileNets' last features
+#: The same by their ending, but for MobileNets' last features and the heads of an attention.
+_ANYWHERE_ENDING = re.compile(r"(?!conv_head|multi_head|.*att(n|ention)_head).+_(head|classifier|logits)")
 #: Parts that are heads at the top of a network.
 _AT_TOP = {
     "head", "heads", "head_dist", "fc", "out", "output", "score", "final", "final_layer", "unembed",

@@ -102,12 +102,16 @@ class Sparsifier:
 
     def optimizers(self) -> list[Optimizer]:
         """The optimizers that are attached and alive."""
+        return [optimizer for optimizer, _ in self._steppers()]
+
+    def _steppers(self) -> list[tuple[Optimizer, Masters]]:
+        """The optimizers that are attached and alive, and where each holds copies of weights."""
         attached = [attachment for known in self._attached if (attachment := known()) is not None]
-        return [optimizer for each in attached if (optimizer := each.optimizer) is not None]
+        return [(optimizer, each.masters) for each in attached if (optimizer := each.optimizer) is not None]
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, with optimizers for the hooks on them: a copy is attached to their copies."""
-        return {**self.__dict__, "_attached": self.optimizers()}
+        return {**self.__dict__, "_attached": self._steppers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         of_0_1 = {"_selects_all": False, "_steps_without_masks": 0}  # which held masks as bool tensors
@@ -115,8 +119,8 @@ class Sparsifier:
         self._masks = {
             name: PackedMask(mask) if isinstance(mask, Tensor) else mask for name, mask in self._masks.items()
         }
-        for optimizer in state["_attached"]:
-            self.attach(optimizer)
+        for optimizer, masters in state["_attached"]:
+            self._attached.append(weakref.ref(Attachment(self, optimizer, masters)))
 
     # ---- pruning ------------------------------------------------------------------------------------
 
@@ -220,13 +224,20 @@ class Sparsifier:
             return
         refuse_flat(self._model)
         reshard(self._model)
-        prunable = {c.name: self._parameter(c.name) for c in self._candidates if self._may_be_masked(c)}
-        masters = [find_masters(self._model, each, prunable) for each in new]
+        masters = [find_masters(self._model, each, self._maskable()) for each in new]
         for each, copies in zip(new, masters, strict=True):
             self._attached.append(weakref.ref(Attachment(self, each, copies)))
 
-    def _may_be_masked(self, candidate: Candidate) -> bool:
-        return not candidate.alias_of and (candidate.name in self._masks or not self._why_not(candidate))
+    def _maskable(self) -> dict[str, Tensor]:
+        """The weights that may ever be masked here, by name: a checkpoint may have masks for any of them."""
+        found = {}
+        for candidate in self._candidates:
+            weight = stored_weight(layer_at(self._model, candidate.module_name), candidate.attribute)
+            if weight is None or candidate.alias_of or candidate.blocked:
+                continue
+            if not self._rule.obstacle(weight, candidate.dim):
+                found[candidate.name] = weight
+        return found
 
     def detach(self) -> None:
         """Stop enforcing the masks. The masks and the zeros stay."""
@@ -353,7 +364,8 @@ class Sparsifier:
             reason = f"shares its weight with {candidate.alias_of}"
         elif not reason and weight is not None:
             remark = self._rule.remark(weight, candidate.dim) if done else "not pruned yet: call prune()"
-            stays = f"stays dense: {candidate.dense}" if candidate.dense else ""
+            dense = candidate.dense or ("" if self._rule.group.is_within_24 else f"{self._rule} is not 2:4")
+            stays = f"stays dense: {dense}" if dense else ""
             reason = "; ".join(filter(None, (remark, stays)))
         row = _row_of(candidate, weight, done, reason)
         if id(weight) in counted:

@@ -57,7 +57,7 @@ class Attachment:
         self._sparsifier = sparsifier
         _make_hookable(optimizer)
         self._optimizer = weakref.ref(optimizer)
-        self._masters = masters
+        self.masters = masters
         self._held: list[Tensor] = []
         self._masks: Mapping[str, object] = {}
         self._found: list[Stepped] = []
@@ -89,7 +89,7 @@ class Attachment:
         masks = self._sparsifier._masks
         same = len(held) == len(self._held) and all(map(operator.is_, held, self._held))
         if not same or masks is not self._masks or not self._sparsifier._is_current(self._found):
-            self._found = self._sparsifier._stepped(held, self._masters)
+            self._found = self._sparsifier._stepped(held, self.masters)
             self._held, self._masks = held, masks
         return self._found
 
