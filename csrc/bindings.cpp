@@ -14,6 +14,7 @@ using namespace sparse24;
 void bind_cusparselt(py::module_& m);  // cusparselt/bindings.cpp
 void bind_machine(py::module_& m);     // cpu/bindings.cpp
 void bind_mask_bits(py::module_& m);   // cpu/masks/bindings.cpp
+void bind_prune(py::module_& m);       // cpu/prune/bindings.cpp
 void bind_calls(py::module_& m);       // bindings_calls.cpp
 
 namespace {
@@ -151,5 +152,6 @@ PYBIND11_MODULE(_C, m) {
       free_gil);
   bind_machine(m);
   bind_mask_bits(m);
+  bind_prune(m);
   bind_calls(m);
 }

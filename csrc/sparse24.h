@@ -66,6 +66,23 @@ void unpack_mask(const std::uint8_t* bits, std::int64_t count, std::uint8_t* mas
 // Zeroes the numbers, of 2, 4 or 8 bytes each, that the mask prunes.
 void apply_mask_bits(void* numbers, int bytes_each, std::int64_t count, const std::uint8_t* bits, int threads);
 
+// ---- one-shot pruning ----
+
+// A block of columns of a weight, pruned to 2:4 from left to right. error [rows, cols] is what the columns behind the
+// block have to be lessened by, times their part of the factor. (cpu/prune/sparsegpt.cpp)
+struct SparseGptBlock {
+  float* weight;  // [rows, cols], weight_stride between rows; kept weights are changed, pruned ones become 0
+  std::int64_t rows, cols, weight_stride;  // cols at most 256, from a multiple of four on
+  const float* factor;                     // [cols, cols], upper: U^T U is the inverse of the Hessian
+  std::int64_t factor_stride;
+  float* error;
+  std::uint8_t* mask;  // [rows, cols], mask_stride between rows: kept = 1
+  std::int64_t mask_stride;
+  bool choose;  // the mask; false: it is given
+  int threads;
+};
+void sparsegpt_block(const SparseGptBlock& block);
+
 // ---- products on the CPU ----
 
 // The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("amx",

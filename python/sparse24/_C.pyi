@@ -34,6 +34,19 @@ def transposable_mask(weight: int, dtype: int, rows: int, cols: int, mask: int, 
 def pack_mask(mask: int, count: int, bits: int, threads: int) -> None: ...
 def unpack_mask(bits: int, count: int, mask: int, threads: int) -> None: ...
 def apply_mask_bits(numbers: int, bytes_each: int, count: int, bits: int, threads: int) -> None: ...
+def sparsegpt_block(
+    weight: int,
+    rows: int,
+    cols: int,
+    weight_stride: int,
+    factor: int,
+    factor_stride: int,
+    error: int,
+    mask: int,
+    mask_stride: int,
+    choose: bool,
+    threads: int,
+) -> None: ...
 def linear(
     weight: tuple[int, int, int, int, int, int],
     dtype: int,

@@ -1,0 +1,151 @@
+"""A layer's weight as the matrices that calibration works on, and its inputs as rows that meet them.
+
+A matrix is [out, K] with groups of four along K, as the layer is compressed: a convolution's K is R*S*C4, its
+channels padded to a multiple of four, a matrix for each of its groups; transformers' ``Conv1D`` is
+transposed; an attention has one for each projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import conv_matrix_to_weight, conv_weight_to_matrix
+from ..pruning.layers import is_transposed_linear
+
+#: Rows of inputs of one call that are looked at; of more, evenly spaced ones.
+MOST_ROWS = 1 << 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """Some rows of a parameter as a matrix; :meth:`read` and :meth:`write` go between them."""
+
+    name: str  #: of the parameter, and what part of it
+    parameter: Tensor
+    rows: slice  #: of its output channels
+    kind: str  #: "linear", "conv1d" (transformers') or "conv"
+
+    def read(self) -> Tensor:
+        """float32 [rows, K], a tensor of its own."""
+        weight = self.parameter.detach()
+        if self.kind == "conv1d":
+            weight = weight.t()
+        part = weight[self.rows].float()
+        if self.kind == "conv":
+            part = conv_weight_to_matrix(part if part.dim() == 4 else part.unsqueeze(2))
+        return part.contiguous().clone()
+
+    def to_parameter(self, matrix: Tensor) -> Tensor:
+        """[rows, K] in the layout of the parameter's rows, in float32 or bool."""
+        if self.kind == "conv1d":
+            return matrix.t()
+        if self.kind != "conv":
+            return matrix
+        channels, *kernel = self.parameter.shape[1:]
+        whole = conv_matrix_to_weight(matrix, channels, kernel if len(kernel) == 2 else (1, kernel[0]))
+        return whole if len(kernel) == 2 else whole.squeeze(2)
+
+    def write(self, matrix: Tensor) -> None:
+        """Store [rows, K] in the parameter, in its dtype: pruned weights are +0.0."""
+        with torch.no_grad():
+            target = self.parameter.t() if self.kind == "conv1d" else self.parameter
+            part = self.to_parameter(matrix)
+            target[self.rows].copy_(part.t() if self.kind == "conv1d" else part)
+
+
+def matrices_of(name: str, layer: nn.Module) -> list[Matrix]:
+    """The matrices of a layer of a kind that is pruned."""
+    weight = f"{name}.weight" if name else "weight"
+    if isinstance(layer, nn.MultiheadAttention):
+        return _of_attention(name, layer)
+    if is_transposed_linear(layer):
+        return [Matrix(weight, layer._parameters["weight"], slice(None), "conv1d")]  # type: ignore[arg-type]
+    if isinstance(layer, nn.Linear):
+        return [Matrix(weight, layer.weight, slice(None), "linear")]
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        rows = layer.out_channels // layer.groups
+        parts = [slice(g * rows, (g + 1) * rows) for g in range(layer.groups)]
+        return [Matrix(weight, layer.weight, part, "conv") for part in parts]
+    raise TypeError(
+        f"a {type(layer).__name__} is not calibrated: Linear, Conv1d, Conv2d, Conv1D, MultiheadAttention"
+    )
+
+
+def _of_attention(name: str, layer: nn.MultiheadAttention) -> list[Matrix]:
+    prefix, width = f"{name}." if name else "", layer.embed_dim
+    if layer._qkv_same_embed_dim:
+        held = [("in_proj_weight", slice(i * width, (i + 1) * width)) for i in range(3)]
+    else:
+        held = [(f"{part}_proj_weight", slice(None)) for part in "qkv"]
+    found = [Matrix(prefix + own, getattr(layer, own), rows, "linear") for own, rows in held]
+    return [*found, Matrix(f"{prefix}out_proj.weight", layer.out_proj.weight, slice(None), "linear")]
+
+
+def input_rows(layer: nn.Module, args: Sequence[Tensor], kwargs: dict[str, Tensor]) -> list[Tensor]:
+    """Float32 rows [n, K] for each matrix of :func:`matrices_of`, from the arguments of one call."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return _attention_rows(layer, args, kwargs)
+    x = (args[0] if args else kwargs["input"]).detach()
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return [_thinned(x.reshape(-1, x.shape[-1]))]
+    return [_thinned(part) for part in _patches(layer, x)]
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    step = -(-len(rows) // MOST_ROWS)
+    return rows[:: max(step, 1)].float()
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[Tensor]:
+    """The windows of an input, k ordered (r, s, c), for each group of channels."""
+    flat = isinstance(layer, nn.Conv1d)
+    x = x.unsqueeze(-2) if flat else x
+    x = x.unsqueeze(0) if x.dim() == 3 else x
+    padding = (*layer._reversed_padding_repeated_twice, *([0, 0] * flat))
+    x = F.pad(x, padding, _pad_mode(layer))
+    pairs = [(1, p[0]) if flat else p for p in (layer.kernel_size, layer.dilation, layer.stride)]
+    kernel, dilation, stride = (tuple(int(i) for i in pair) for pair in pairs)
+    found = []
+    for part in x.chunk(layer.groups, 1):
+        channels = part.shape[1]
+        columns = F.unfold(part.float(), kernel, dilation, 0, stride)  # [N, C R S, L]
+        windows = columns.transpose(1, 2).reshape(-1, channels, kernel[0] * kernel[1])
+        padded = F.pad(_every(windows), (0, 0, 0, -channels % 4))
+        found.append(padded.transpose(1, 2).reshape(len(padded), -1))
+    return found
+
+
+def _every(rows: Tensor) -> Tensor:
+    return rows[:: max(-(-len(rows) // MOST_ROWS), 1)]
+
+
+def _pad_mode(layer: nn.Conv1d | nn.Conv2d) -> str:
+    return "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+
+@torch.no_grad()
+def _attention_rows(
+    layer: nn.MultiheadAttention, args: Sequence[Tensor], kwargs: dict[str, Tensor]
+) -> list[Tensor]:
+    """Query, key and value; and what out_proj meets: the layer's output with the identity for out_proj."""
+    names = ("query", "key", "value")
+    q, k, v = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
+    alike = {id(x): _thinned(x.detach().reshape(-1, x.shape[-1])) for x in (q, k, v)}
+    out = layer.out_proj
+    weight, bias = out.weight.data, None if out.bias is None else out.bias.data
+    try:
+        out.weight.data = torch.eye(layer.embed_dim, dtype=weight.dtype, device=weight.device)
+        if out.bias is not None:
+            out.bias.data = torch.zeros_like(out.bias)
+        forward: Callable[..., tuple[Tensor, Tensor | None]] = type(layer).forward
+        merged = forward(layer, *args, **kwargs)[0]
+    finally:
+        out.weight.data = weight
+        if bias is not None:
+            out.bias.data = bias
+    return [*(alike[id(x)] for x in (q, k, v)), _thinned(merged.reshape(-1, layer.embed_dim))]

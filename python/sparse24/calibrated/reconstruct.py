@@ -1,0 +1,166 @@
+"""Train the kept weights of one pruned block until its outputs are those of the dense one.
+
+No labels: the targets are outputs of the dense network on calibration data, the inputs those that the block
+gets in the pruned network ("local reconstruction"). The learning rate is chosen by a short search, judged on
+calls that are held out; where training does not help there, the block is as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Call, main_output
+from .matrices import Matrix
+
+RATES = (1e-4, 3e-4, 1e-3)
+#: One call of so many is held out.
+HELD_OUT = 8
+#: Steps of the search for a learning rate, as a share of all.
+SEARCH = 0.1
+CHECKS = 8  #: times that the held-out calls are looked at while it trains
+
+
+class Outcome(NamedTuple):
+    """Mean squared error of the held-out outputs over their mean square."""
+
+    before: float
+    after: float
+    rate: float  #: 0: nothing helped
+
+
+class _Masked:
+    """The parameters of a block, which of them are kept, and their numbers before."""
+
+    def __init__(self, block: nn.Module, kept: Sequence[tuple[Matrix, Tensor]]) -> None:
+        self.trained = [p for p in block.parameters() if p.is_floating_point()]
+        self.pruned: list[tuple[Tensor, Tensor]] = []
+        for parameter in dict.fromkeys(matrix.parameter for matrix, _ in kept):
+            mask = torch.ones_like(parameter, dtype=torch.bool)
+            for matrix, part in kept:
+                if matrix.parameter is parameter:
+                    target = mask.t() if matrix.kind == "conv1d" else mask
+                    whole = matrix.to_parameter(part)
+                    target[matrix.rows] = whole.t() if matrix.kind == "conv1d" else whole
+            self.pruned.append((parameter, ~mask))
+
+    def save(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.trained]
+
+    @torch.no_grad()
+    def restore(self, saved: Sequence[Tensor]) -> None:
+        for parameter, numbers in zip(self.trained, saved, strict=True):
+            parameter.copy_(numbers)
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        for parameter, pruned in self.pruned:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(pruned, 0)
+
+
+def _error(block: nn.Module, call: Call, target: Tensor) -> Tensor:
+    output = main_output(block(*call.args, **call.kwargs))
+    return F.mse_loss(output.float(), target.float())
+
+
+@torch.no_grad()
+def _mean_error(block: nn.Module, calls: Sequence[Call], targets: Sequence[Tensor]) -> float:
+    errors = [float(_error(block, c, t)) * t.numel() for c, t in zip(calls, targets, strict=True)]
+    return sum(errors) / max(sum(t.numel() for t in targets), 1)
+
+
+def reconstruct(
+    block: nn.Module,
+    calls: Sequence[Call],
+    targets: Sequence[Tensor],
+    kept: Sequence[tuple[Matrix, Tensor]],
+    steps: int,
+) -> Outcome:
+    """Train a block in place: weights that are kept, biases, and what normalises.
+
+    Args:
+        block: pruned; in eval mode.
+        calls: what it gets in the pruned network.
+        targets: what the dense one gave there.
+        kept: its pruned matrices, with their masks.
+        steps: of Adam, one call each.
+    """
+    some = len(calls) > 1  # one call alone is trained on and judged by
+    held = [i for i in range(len(calls)) if not some or i % HELD_OUT == 0]
+    train = [i for i in range(len(calls)) if not some or i % HELD_OUT != 0]
+    judge = [calls[i] for i in held], [targets[i] for i in held]
+    parameters = _Masked(block, kept)
+    wanted = [p.requires_grad for p in parameters.trained]
+    size = sum(float(t.float().square().sum()) for t in judge[1]) / sum(t.numel() for t in judge[1])
+    best, saved = _mean_error(block, *judge), parameters.save()
+    first, rate = best, 0.0
+    start, lesson = saved, _Lesson(block, calls, targets, train)
+    with torch.enable_grad():
+        try:
+            for parameter in parameters.trained:
+                parameter.requires_grad_(True)
+            short = max(int(SEARCH * steps), 1)
+            found = {}
+            for candidate in RATES:
+                parameters.restore(start)
+                _train(parameters, lesson, candidate, short)
+                found[candidate] = _mean_error(block, *judge)
+            likely = min(found, key=lambda r: found[r] if math.isfinite(found[r]) else math.inf)
+            parameters.restore(start)
+
+            def check() -> None:
+                nonlocal best, saved, rate
+                error = _mean_error(block, *judge)
+                if error < best:
+                    best, saved, rate = error, parameters.save(), likely
+
+            _train(parameters, lesson, likely, steps, check)
+        finally:
+            parameters.restore(saved)
+            for parameter, was in zip(parameters.trained, wanted, strict=True):
+                parameter.requires_grad_(was)
+                parameter.grad = None
+    scale = size if size > 0 else 1.0
+    return Outcome(first / scale, best / scale, rate)
+
+
+class _Lesson(NamedTuple):
+    """What a block is trained on."""
+
+    block: nn.Module
+    calls: Sequence[Call]
+    targets: Sequence[Tensor]
+    numbers: Sequence[int]  #: of the calls to train on
+
+
+def _train(
+    parameters: _Masked,
+    lesson: _Lesson,
+    rate: float,
+    steps: int,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Adam with a cosine schedule, a call a step in random order; ``check`` is called now and then."""
+    optimizer = torch.optim.Adam(parameters.trained, lr=rate, fused=True)
+    generator = torch.Generator().manual_seed(24)
+    order: list[int] = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        if not order:
+            shuffled = torch.randperm(len(lesson.numbers), generator=generator).tolist()
+            order = [lesson.numbers[i] for i in shuffled]
+        i = order.pop()
+        optimizer.zero_grad()
+        loss = _error(lesson.block, lesson.calls[i], lesson.targets[i])
+        torch.autograd.backward(loss)
+        parameters.mask_gradients()
+        optimizer.step()
+        if check is not None and (step + 1) % max(steps // CHECKS, 1) == 0:
+            check()
