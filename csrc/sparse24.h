@@ -1,4 +1,5 @@
-// The C++ API of sparse24. Knows pointers, sizes and threads; nothing of torch or Python.
+// The C++ API of sparse24. Knows pointers, sizes and threads; nothing of torch or Python. A little over 300 lines:
+// all of it in one place.
 //
 // Canonical compressed layout of a weight [rows, cols] (the same on every device):
 //   values   [rows, padded/2]  the two kept values of every group of four, in column order

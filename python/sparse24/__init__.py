@@ -1,5 +1,6 @@
 """2:4 structured sparsity for PyTorch: prune, retrain, store at half the size, run faster than dense."""
 
+from .calibrated import oneshot
 from .choose import explain, keep_dense, prepare, to_sparse, tune
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
 from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense
@@ -25,6 +26,7 @@ __all__ = [
     "is_sparse24",
     "keep_dense",
     "magnitude_mask",
+    "oneshot",
     "prepare",
     "to_dense",
     "to_sparse",

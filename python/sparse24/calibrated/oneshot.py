@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..pruning.prunable import Candidate, find_candidates, layer_at, unwrap
+from ..pruning.prunable import find_candidates, layer_at, unwrap
 from ..pruning.selection import Select, chosen
 from ..report import Report, Row
 from .blocks import Call, Trace, calls_of, find_blocks, main_output, quiet, trace
 from .matrices import Matrix, input_rows, matrices_of
 from .methods import METHODS, output_error, prune_matrix
 from .moments import Moments
-from .reconstruct import Outcome
 from .reconstruct import reconstruct as train_block
+from .rows import as_row, left_row, merged, row_of
 
 Progress = Callable[[str], None]
 
@@ -124,7 +124,7 @@ def _plan(model: nn.Module, select: Select) -> _Plan:
         if candidate.alias_of:
             continue
         if candidate.name not in names or candidate.blocked:
-            left.append(_left(model, candidate))
+            left.append(left_row(model, candidate))
             continue
         layer_name = candidate.module_name
         if layer_name.endswith(".out_proj"):
@@ -137,23 +137,6 @@ def _plan(model: nn.Module, select: Select) -> _Plan:
         layers[layer_name] = layer
         parameters.add(candidate.name)
     return _Plan(layers, parameters, left)
-
-
-def _left(model: nn.Module, candidate: Candidate) -> Row:
-    weight = dict(model.named_parameters()).get(candidate.name)
-    shape = () if weight is None else tuple(weight.shape)
-    size = 0 if weight is None else weight.numel() * weight.element_size()
-    reason = candidate.blocked or candidate.dense or candidate.skipped or "left out by select"
-    return Row(
-        candidate.name,
-        candidate.kind,
-        shape,
-        done=False,
-        reason=reason,
-        kept=1.0,
-        bytes_before=size,
-        bytes_after=size,
-    )
 
 
 class _Way(NamedTuple):
@@ -186,13 +169,15 @@ class _Walk:
             outcome = None
             if self.steps and kept and seen.times[name] == 1 and isinstance(targets[0], Tensor):
                 outcome = train_block(block, calls, targets, kept, self.steps)
-            rows += [_row(m, mask, remark, outcome) for (m, mask), remark in zip(kept, remarks, strict=True)]
+            rows += [
+                row_of(m, mask, remark, outcome) for (m, mask), remark in zip(kept, remarks, strict=True)
+            ]
             dense = [_handed_on(call, target) for call, target in zip(dense, targets, strict=False)]
             calls = [_handed_on(c, out) for c, out in zip(calls, self._outputs(block, calls), strict=True)]
             left = (time.perf_counter() - begin) / (done + 1) * (len(seen.order) - done - 1)
             progress(f"{name}: block {done + 1} of {len(seen.order)}, {left:.0f} s left")
         missed = [layer for name in parts if name not in seen.order for layer in self._inside(parts[name])]
-        return _merged(
+        return merged(
             [*rows, *(row for name in (*self.unreached, *missed) for row in self._not_reached(name))]
         )
 
@@ -271,7 +256,7 @@ class _Walk:
     def _not_reached(self, name: str) -> list[Row]:
         reason = "no calibration batch reached it: left dense"
         return [
-            _as_row(matrix, 1.0, done=False, reason=reason)
+            as_row(matrix, 1.0, done=False, reason=reason)
             for matrix in matrices_of(name, self.plan.layers[name])
             if matrix.name in self.plan.parameters
         ]
@@ -280,23 +265,3 @@ class _Walk:
 def _handed_on(call: Call, output: Any) -> Call:
     """The next block's call, where it takes this one's output and its other arguments."""
     return Call((output, *call.args[1:]), call.kwargs) if call.args else call
-
-
-def _row(matrix: Matrix, mask: Tensor, remark: str, outcome: Outcome | None) -> Row:
-    if outcome is not None and outcome.rate > 0:
-        remark += f"; of the block {outcome.before:.2g}, trained {outcome.after:.2g}"
-    return _as_row(matrix, float(mask.float().mean()), done=True, reason=remark)
-
-
-def _as_row(matrix: Matrix, kept: float, *, done: bool, reason: str) -> Row:
-    weight = matrix.parameter
-    size = weight.numel() * weight.element_size()
-    return Row(matrix.name, matrix.kind, tuple(weight.shape), done, reason, kept, size, size)
-
-
-def _merged(rows: Sequence[Row]) -> list[Row]:
-    """One row for each parameter: of several matrices, the first one's remark."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.name, row)
-    return list(first.values())
