@@ -30,7 +30,6 @@ static void widen(const void* from, DType dtype, std::int64_t count, float* to) 
 const char* why_not() {
   const Features& f = machine().features;
   if (*avx512_vnni::kernels.why_not() != 0) return avx512_vnni::kernels.why_not();
-  if (!f.avx512_vbmi2) return "the CPU has no AVX-512 VBMI2";
   if (f.amx_tile && !(f.amx_bf16 && f.amx_int8)) return "the CPU's AMX has no bf16 or no int8";
   return amx_problem().c_str();
 }

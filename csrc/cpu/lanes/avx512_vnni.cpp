@@ -58,7 +58,7 @@ const char* why_not() {
                                                                       : "the CPU has no AVX-512 VNNI, BF16 and VBMI2";
 }
 
-// One token is as fast widened to float32, which two picks take it to, and more exact.
+// Few tokens by expanded rows, many by tiles of pairs.
 bool linear_halves(const Linear& a, const Tuning& tuning) {
   if (a.n == 0 || a.m == 0) return true;
   return a.n <= tuning.few_halves && a.n <= kMostHalfTokens ? linear_few_halves(a, tuning)

@@ -93,7 +93,7 @@ def input_rows(layer: nn.Module, args: Sequence[Tensor], kwargs: dict[str, Tenso
     x = (args[0] if args else kwargs["input"]).detach()
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return [_thinned(x.reshape(-1, x.shape[-1]))]
-    return [_thinned(part) for part in _patches(layer, x)]
+    return _patches(layer, x)
 
 
 def _thinned(rows: Tensor) -> Tensor:
@@ -115,13 +115,9 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[Tensor]:
         channels = part.shape[1]
         columns = F.unfold(part.float(), kernel, dilation, 0, stride)  # [N, C R S, L]
         windows = columns.transpose(1, 2).reshape(-1, channels, kernel[0] * kernel[1])
-        padded = F.pad(_every(windows), (0, 0, 0, -channels % 4))
+        padded = F.pad(_thinned(windows), (0, 0, 0, -channels % 4))
         found.append(padded.transpose(1, 2).reshape(len(padded), -1))
     return found
-
-
-def _every(rows: Tensor) -> Tensor:
-    return rows[:: max(-(-len(rows) // MOST_ROWS), 1)]
 
 
 def _pad_mode(layer: nn.Conv1d | nn.Conv2d) -> str:

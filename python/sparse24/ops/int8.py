@@ -21,10 +21,19 @@ from torch.library import register_fake
 
 from . import precision
 from .conv2d import Window, check_conv2d_sizes, conv_out_size, geometry_of, is_channels_last, run_conv2d
-from .layout import check_compressed, conv_matrix_to_weight
+from .layout import conv_matrix_to_weight
 from .linear import run_linear
-from .product import COMPUTE_DTYPES, Mode, activate, weight_arguments
-from .registry import ACTIVATIONS, TAGS, library, names_of, round_up
+from .product import (
+    COMPUTE_DTYPES,
+    Mode,
+    activate,
+    check_activation,
+    check_bias,
+    check_columns,
+    check_matrix,
+    weight_arguments,
+)
+from .registry import TAGS, library, names_of
 
 #: Codes of Quantize in csrc/sparse24.h.
 _NONE, _BY_TOKEN, _BY_SCALE = 0, 1, 2
@@ -63,9 +72,7 @@ def _check(
     input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
     bias: Tensor | None, activation: str,
 ) -> None:  # fmt: skip
-    torch._check_value(
-        activation in ACTIVATIONS, lambda: f"activation {activation!r} is not one of {ACTIVATIONS}"
-    )
+    check_activation(activation)
     torch._check_type(
         values.dtype == torch.int8,
         lambda: f"values must be int8, not {values.dtype}: floating-point weights are for linear and conv2d",
@@ -77,19 +84,9 @@ def _check(
             f"{None if bias is None else bias.dtype}; convert with .to(...) or use autocast"
         ),
     )
-    torch._check_value(
-        values.dim() == 2 and indices.dim() == 2,
-        lambda: (
-            "values and indices must be [rows, K/2] and [rows, K/8], not "
-            f"{tuple(values.shape)} and {tuple(indices.shape)}"
-        ),
-    )
-    check_compressed(values, indices)
+    check_matrix(values, indices)
     check_scales(values.shape[0], weight_scale, input_scale)
-    torch._check_value(
-        bias is None or bias.shape == (values.shape[0],),
-        lambda: f"bias must be [{values.shape[0]}], not {tuple(bias.shape) if bias is not None else None}",
-    )
+    check_bias(values, bias)
 
 
 def check_int8_linear(
@@ -98,13 +95,7 @@ def check_int8_linear(
 ) -> None:  # fmt: skip
     """Refuse what ``int8_linear`` cannot take: ValueError for shapes, TypeError for dtypes."""
     _check(input, values, indices, weight_scale, input_scale, bias, activation)
-    torch._check_value(
-        input.dim() >= 1 and round_up(input.shape[-1], 8) == 2 * values.shape[1],
-        lambda: (
-            f"input [..., K] has shape {tuple(input.shape)}, but the compressed weight holds "
-            f"K = {2 * values.shape[1]} columns (K rounded up to 8)"
-        ),
-    )
+    check_columns(input, values)
 
 
 def check_int8_conv2d(

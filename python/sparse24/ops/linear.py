@@ -11,8 +11,15 @@ from torch.library import register_fake
 
 from .. import _C
 from . import machine, precision
-from .product import Mode, WeightArguments, activate, check_product, weight_arguments
-from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
+from .product import (
+    Mode,
+    WeightArguments,
+    activate,
+    check_columns,
+    check_product,
+    weight_arguments,
+)
+from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, under_autocast
 
 library.define(
     "linear(Tensor input, Tensor values, Tensor indices, Tensor? bias=None, str activation='none') -> Tensor",
@@ -24,13 +31,7 @@ def check_linear(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str
 ) -> None:
     check_product(input, values, indices, bias, activation)
-    torch._check_value(
-        input.dim() >= 1 and round_up(input.shape[-1], 8) == 2 * values.shape[1],
-        lambda: (
-            f"input [..., K] has shape {tuple(input.shape)}, but the compressed weight holds "
-            f"K = {2 * values.shape[1]} columns (K rounded up to 8)"
-        ),
-    )
+    check_columns(input, values)
 
 
 def linear_torch(

@@ -7,17 +7,52 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import check_compressed
-from .registry import ACTIVATIONS, DTYPES, names_of
+from .registry import ACTIVATIONS, DTYPES, names_of, round_up
 
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_activation(activation: str) -> None:
+    torch._check_value(
+        activation in ACTIVATIONS, lambda: f"activation {activation!r} is not one of {ACTIVATIONS}"
+    )
+
+
+def check_matrix(values: Tensor, indices: Tensor) -> None:
+    """Refuse what is no compressed matrix."""
+    torch._check_value(
+        values.dim() == 2 and indices.dim() == 2,
+        lambda: (
+            "values and indices must be [rows, K/2] and [rows, K/8], not "
+            f"{tuple(values.shape)} and {tuple(indices.shape)}"
+        ),
+    )
+    check_compressed(values, indices)
+
+
+def check_bias(values: Tensor, bias: Tensor | None) -> None:
+    """Refuse a bias that is not one number a row."""
+    torch._check_value(
+        bias is None or bias.shape == (values.shape[0],),
+        lambda: f"bias must be [{values.shape[0]}], not {tuple(bias.shape) if bias is not None else None}",
+    )
+
+
+def check_columns(input: Tensor, values: Tensor) -> None:
+    """Refuse an input of a linear layer that has not the weight's columns."""
+    torch._check_value(
+        input.dim() >= 1 and round_up(input.shape[-1], 8) == 2 * values.shape[1],
+        lambda: (
+            f"input [..., K] has shape {tuple(input.shape)}, but the compressed weight holds "
+            f"K = {2 * values.shape[1]} columns (K rounded up to 8)"
+        ),
+    )
 
 
 def check_product(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str
 ) -> None:
-    torch._check_value(
-        activation in ACTIVATIONS, lambda: f"activation {activation!r} is not one of {ACTIVATIONS}"
-    )
+    check_activation(activation)
     torch._check_type(
         input.dtype == values.dtype and (bias is None or bias.dtype == values.dtype),
         lambda: (
@@ -29,18 +64,8 @@ def check_product(
         values.dtype in COMPUTE_DTYPES,
         lambda: f"products need values of {names_of(COMPUTE_DTYPES)}, not {values.dtype}",
     )
-    torch._check_value(
-        values.dim() == 2 and indices.dim() == 2,
-        lambda: (
-            "values and indices must be [rows, K/2] and [rows, K/8], not "
-            f"{tuple(values.shape)} and {tuple(indices.shape)}"
-        ),
-    )
-    check_compressed(values, indices)
-    torch._check_value(
-        bias is None or bias.shape == (values.shape[0],),
-        lambda: f"bias must be [{values.shape[0]}], not {tuple(bias.shape) if bias is not None else None}",
-    )
+    check_matrix(values, indices)
+    check_bias(values, bias)
 
 
 #: (values, indices, dtype, rows, padded, scale) as the extension takes a weight.

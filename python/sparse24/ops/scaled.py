@@ -15,9 +15,9 @@ from torch.library import register_fake
 
 from .conv2d import check_conv2d_sizes, conv_out_size, is_channels_last
 from .cuda import device_kernels
-from .layout import check_compressed, conv_matrix_to_weight
-from .product import activate
-from .registry import ACTIVATIONS, TAGS, library, names_of, round_up
+from .layout import conv_matrix_to_weight
+from .product import activate, check_activation, check_columns, check_matrix
+from .registry import TAGS, library, names_of
 
 #: What each dtype of the operands may give.
 OUT_DTYPES = {
@@ -44,9 +44,7 @@ def _check_scaled(
     input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
     out_dtype: torch.dtype, activation: str,
 ) -> None:  # fmt: skip
-    torch._check_value(
-        activation in ACTIVATIONS, lambda: f"activation {activation!r} is not one of {ACTIVATIONS}"
-    )
+    check_activation(activation)
     torch._check_type(
         values.dtype in OUT_DTYPES and input.dtype == values.dtype,
         lambda: (
@@ -58,14 +56,7 @@ def _check_scaled(
         out_dtype in OUT_DTYPES[values.dtype],
         lambda: f"{values.dtype} gives {names_of(OUT_DTYPES[values.dtype])}, not {out_dtype}",
     )
-    torch._check_value(
-        values.dim() == 2 and indices.dim() == 2,
-        lambda: (
-            "values and indices must be [rows, K/2] and [rows, K/8], not "
-            f"{tuple(values.shape)} and {tuple(indices.shape)}"
-        ),
-    )
-    check_compressed(values, indices)
+    check_matrix(values, indices)
     for name, vector in (("scale", scale), ("bias", bias)):
         torch._check_value(
             vector is None or (vector.dtype == torch.float32 and vector.shape == (values.shape[0],)),
@@ -81,13 +72,7 @@ def check_scaled_linear(
 ) -> None:  # fmt: skip
     """Refuse what ``scaled_linear`` cannot take: ValueError for shapes, TypeError for dtypes."""
     _check_scaled(input, values, indices, scale, bias, out_dtype, activation)
-    torch._check_value(
-        input.dim() >= 1 and round_up(input.shape[-1], 8) == 2 * values.shape[1],
-        lambda: (
-            f"input [..., K] has shape {tuple(input.shape)}, but the compressed weight holds "
-            f"K = {2 * values.shape[1]} columns (K rounded up to 8)"
-        ),
-    )
+    check_columns(input, values)
 
 
 def check_scaled_conv2d(
