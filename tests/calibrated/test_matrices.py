@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from reference import relative_error
 from sparse24 import masks
 from sparse24.calibrated.matrices import input_rows, matrices_of
 from sparse24.calibrated.moments import Moments
@@ -81,16 +82,37 @@ def test_what_is_read_is_what_is_written(layer: nn.Module) -> None:
     assert all(masks.is_sparse24(p.detach()) for p in layer.parameters() if p.dim() > 1)
 
 
-def test_moments_are_the_mean_of_all_rows() -> None:
-    rows = [torch.randn(5, 4), torch.randn(2, 4)]
+def test_moments_are_those_of_all_rows() -> None:
+    rows = [torch.randn(5000, 4) + 300, torch.randn(2, 4) - 40]
     moments = Moments(4, torch.device("cpu"))
     for part in rows:
         moments.add(part)
+    moments.check("x")
     whole = torch.cat(rows).double()
-    assert torch.allclose(moments.mean("x").double(), whole.T @ whole / 7, atol=1e-5)
-    moments.add(torch.full((1, 4), torch.inf))
-    with pytest.raises(ValueError, match="the inputs of x hold NaN or Inf"):
-        moments.mean("x")
+    assert relative_error(moments.second, whole.T @ whole / len(whole)) < 1e-6
+    assert relative_error(moments.covariance, whole.T.cov(correction=0)) < 1e-5
+    assert relative_error(moments.mean, whole.mean(0)) < 1e-6
+
+
+def test_a_mean_does_not_drown_the_covariance() -> None:
+    rows = torch.randn(4096, 3, generator=torch.Generator().manual_seed(5)) + 1e4
+    moments = Moments(3, torch.device("cpu"))
+    moments.add(rows)
+    assert relative_error(moments.covariance, rows.double().T.cov(correction=0)) < 1e-3
+
+
+def test_moments_without_rows_let_magnitudes_decide() -> None:
+    moments = Moments(3, torch.device("cpu"))
+    assert torch.equal(moments.second, torch.eye(3))
+    assert torch.equal(moments.covariance, torch.eye(3))
+    assert torch.equal(moments.mean, torch.zeros(3))
+
+
+def test_rows_with_nan_are_refused_by_name() -> None:
+    moments = Moments(3, torch.device("cpu"))
+    moments.add(torch.tensor([[1.0, torch.nan, 2.0]]))
+    with pytest.raises(ValueError, match=r"inputs of layer\.weight hold NaN or Inf"):
+        moments.check("layer.weight")
 
 
 def test_other_layers_are_refused_by_name() -> None:

@@ -7,107 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import sparse24
 from reference import relative_error
 from sparse24.calibrated import oneshot
 from sparse24.calibrated.blocks import find_blocks, trace
 
+from .networks import NETWORKS, Residual, Roundabout, Stack, correlated, encoder, network, run
+
 pytestmark = pytest.mark.usefixtures("seeded")
-
-
-class Residual(nn.Module):
-    """A block that hands on a tuple."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up, self.down, self.norm = (
-            nn.Linear(width, 2 * width),
-            nn.Linear(2 * width, width),
-            nn.LayerNorm(width),
-        )
-
-    def forward(self, x: Tensor, scale: Tensor) -> tuple[Tensor, str]:
-        return self.norm(x + scale * self.down(F.gelu(self.up(x)))), "a second output"
-
-
-class Stack(nn.Module):
-    """Keyword inputs, blocks with tuples, a layer that is used twice and one that never is."""
-
-    def __init__(self, width: int = 16, depth: int = 3) -> None:
-        super().__init__()
-        self.embed, self.shared, self.unused = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
-        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
-        self.head = nn.Linear(width, 5)
-
-    def forward(self, *, x: Tensor) -> dict[str, Tensor]:
-        x = self.shared(F.gelu(self.embed(x)))
-        scale = torch.full((), 0.5)
-        for block in self.blocks:
-            x, _ = block(x, scale)
-        return {"logits": self.head(self.shared(x))}
-
-
-class Images(nn.Module):
-    """Convolutions with groups and batch norms, a residual block, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.body = nn.Sequential(
-            *(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=2), nn.ReLU()) for _ in range(2))
-        )
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x)).mean((2, 3)))
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
-
-
-def encoder() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-
-def correlated(*shape: int) -> Tensor:
-    """Inputs whose channels depend on each other, as those of networks do."""
-    mixing = torch.randn(shape[-1] // 2, shape[-1], generator=torch.Generator().manual_seed(1))
-    return torch.randn(*shape[:-1], shape[-1] // 2) @ mixing + 0.1 * torch.randn(*shape)
-
-
-def images() -> Tensor:
-    return correlated(2, 6, 6, 4).permute(0, 3, 1, 2)
-
-
-NETWORKS: dict[str, tuple[Any, Any]] = {
-    "stack": (Stack, lambda: {"x": correlated(4, 7, 16)}),
-    "images": (Images, images),
-    "encoder": (encoder, lambda: correlated(3, 5, 16)),
-    "mlp": (mlp, lambda: (correlated(9, 16),)),
-}
-
-
-def run(model: nn.Module, batch: Any) -> Tensor:
-    with torch.no_grad():
-        if isinstance(batch, dict):
-            output = model(**batch)
-        else:
-            output = model(*batch) if isinstance(batch, tuple) else model(batch)
-    return output["logits"] if isinstance(output, dict) else output
-
-
-def network(name: str) -> tuple[nn.Module, list[Any]]:
-    make, batch = NETWORKS[name]
-    return make(), [batch() for _ in range(12)]
 
 
 def error_of(name: str, **options: Any) -> float:
@@ -207,7 +116,7 @@ def test_a_failure_leaves_every_weight_as_it_was(how: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"batches": []}, ValueError, "needs at least one batch"),
+        ({"batches": []}, ValueError, "needs at least one batch of inputs"),
         ({"method": "obs"}, ValueError, "method 'obs' is not one of sparsegpt, admm, magnitude"),
         ({"reconstruct": "layer"}, ValueError, "must be 'component' or None"),
         ({"refit": -1}, ValueError, "refit must be 0 or more"),
@@ -244,7 +153,17 @@ def test_blocks_that_follow_each_other_are_fed_directly() -> None:
     parts = {
         name: model.get_submodule(name) for name in ("embed", "shared", "blocks.0", "blocks.1", "blocks.2")
     }
-    seen = trace(model, parts, batches[0])
+    seen = trace(model, parts, batches)
     assert seen.follows == {"blocks.1": "blocks.0", "blocks.2": "blocks.1"}
     assert seen.times["shared"] == 2
     assert seen.order == ["embed", "shared", "blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_blocks_that_are_not_called_give_way_to_what_is() -> None:
+    model = Roundabout()
+    batches = [(correlated(8, 16), i == 5) for i in range(8)]
+    report = oneshot(model, batches, select=["*"], steps=3)
+    assert [row.name for row in report.done] == [
+        "blocks.0.a.weight", "blocks.1.inner.weight", "blocks.2.weight", "late.weight",
+    ]  # fmt: skip
+    assert all(sparse24.is_sparse24(p.detach()) for p in model.parameters() if p.dim() == 2)

@@ -24,7 +24,7 @@ DIRECTIONS = {
     "pruning": "ops masks report",
     "choose": f"nn {_LOW}",
     "quant": f"nn pruning {_LOW}",
-    "calibrated": f"nn pruning quant {_LOW}",
+    "calibrated": f"files choose nn pruning quant {_LOW}",
     "files": f"nn pruning quant {_LOW}",
     "__init__": f"files {_MIDDLE}",
     "integrations": f"__init__ files {_MIDDLE}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +54,28 @@ def find_blocks(model: nn.Module, layers: Iterable[nn.Module]) -> list[str]:
     return list(dict.fromkeys(collect("", model, inside=False)))
 
 
+def checked_batches(batches: Iterable[Any]) -> list[Any]:
+    """All batches, of the kinds that :func:`run_batch` knows.
+
+    Raises:
+        TypeError: something else.
+        ValueError: there are none.
+    """
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+        kind = type(batches).__name__
+        raise TypeError(f"batches must be an iterable of batches, not a {kind}: [batch] is a list of one")
+    kept = list(batches)
+    if not kept:
+        raise ValueError("calibration needs at least one batch of inputs, and got none")
+    for batch in kept:
+        if not isinstance(batch, Tensor | Mapping | tuple | list):
+            raise TypeError(
+                "a batch is a tensor, a tuple of positional arguments or a mapping of named ones, not "
+                f"{type(batch).__name__}"
+            )
+    return kept
+
+
 def detached(tree: Any) -> Any:
     """A tree of arguments without their history."""
     return tree_map_only(Tensor, Tensor.detach, tree)
@@ -91,18 +113,59 @@ def calls_of(model: nn.Module, block: nn.Module, batches: Sequence[Any], *, once
 
 
 class Trace(NamedTuple):
-    """What one run of the network shows of its blocks."""
+    """What runs of the network show of its blocks."""
 
-    times: dict[str, int]  #: how often each was called
+    times: dict[str, int]  #: how often each was called for the first batch
     follows: dict[
         str, str
     ]  #: block to the one before it, whose output it takes with the same other arguments
     order: list[str]  #: by first call
 
 
+def reached_blocks(
+    model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[Any], layers: Iterable[nn.Module]
+) -> tuple[dict[str, nn.Module], Trace]:
+    """The blocks that the model calls, and how: one that it never calls gives way to its children.
+
+    Containers whose parts are called one by one, and modules that are entered by other methods than
+    ``forward``, are no blocks. What no batch reaches stays, as blocks that are called 0 times.
+
+    Raises:
+        ValueError: the model cannot be called with the first batch.
+    """
+    wanted = {id(layer) for layer in layers}
+    parts = dict(blocks)
+    while True:
+        seen = trace(model, parts, batches)
+        uncalled = parts.keys() - set(seen.order)
+        opened = {name: _children(name, parts[name], wanted) for name in uncalled}
+        if not any(opened.values()):
+            return parts, seen
+        parts = {
+            key: module
+            for name, block in parts.items()
+            for key, module in (opened.get(name) or {name: block}).items()
+        }
+
+
+def _children(name: str, block: nn.Module, wanted: Set[int]) -> dict[str, nn.Module]:
+    """The children of a block that hold layers; none where it is a layer."""
+    if id(block) in wanted:
+        return {}
+    return {
+        f"{name}.{own}" if name else own: child
+        for own, child in block.named_children()
+        if any(id(part) in wanted for part in child.modules())
+    }
+
+
 @torch.no_grad()
-def trace(model: nn.Module, blocks: Mapping[str, nn.Module], batch: Any) -> Trace:
-    """Run one batch, and see how the blocks follow each other."""
+def trace(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[Any]) -> Trace:
+    """Run the first batch, and see how the blocks follow each other; then others, until all were called.
+
+    Raises:
+        ValueError: the model cannot be called with the first batch.
+    """
     times = dict.fromkeys(blocks, 0)
     order: list[str] = []
     given: dict[str, Call] = {}
@@ -111,7 +174,7 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], batch: Any) -> Trac
     def before(name: str) -> Callable[..., None]:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             times[name] += 1
-            if times[name] == 1:
+            if name not in given:
                 order.append(name)
                 given[name] = Call(args, kwargs)
 
@@ -126,16 +189,39 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], batch: Any) -> Trac
     handles = [block.register_forward_pre_hook(before(n), with_kwargs=True) for n, block in blocks.items()]
     handles += [block.register_forward_hook(after(n)) for n, block in blocks.items()]
     try:
-        run_batch(model, batch)
+        _run_first(model, batches[0])
+        first, last_gave = dict(times), dict(gave)
+        for batch in batches[1:]:
+            if len(order) == len(blocks):
+                break
+            run_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()
     follows = {
         name: last
         for last, name in itertools.pairwise(order)
-        if times[name] == times[last] == 1 and _is_chained(gave[last], given[last], given[name])
+        if first[name] == first[last] == 1 and _is_chained(last_gave[last], given[last], given[name])
     }
-    return Trace(times, follows, order)
+    return Trace(first, follows, order)
+
+
+def _run_first(model: nn.Module, batch: Any) -> None:
+    try:
+        run_batch(model, batch)
+    except (TypeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the model cannot be called with the first batch, {_described(batch)}: {type(error).__name__}: "
+            f"{error}. Batches hold what the model takes, without labels"
+        ) from error
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"named arguments {', '.join(map(str, batch))}"
+    if isinstance(batch, tuple | list):
+        return f"{len(batch)} positional arguments"
+    return f"a tensor {tuple(batch.shape)} of {batch.dtype}"
 
 
 def main_output(output: Any) -> Any:

@@ -29,6 +29,8 @@ class Matrix:
     parameter: Tensor
     rows: slice  #: of its output channels
     kind: str  #: "linear", "conv1d" (transformers') or "conv"
+    bias: Tensor | None = None  #: of the layer, or of all projections
+    bias_begin: int = 0  #: where that of the first of ``parameter``'s rows is
 
     def read(self) -> Tensor:
         """float32 [rows, K], a tensor of its own."""
@@ -40,6 +42,14 @@ class Matrix:
             part = conv_weight_to_matrix(part if part.dim() == 4 else part.unsqueeze(2))
         return part.contiguous().clone()
 
+    @torch.no_grad()
+    def shift(self, change: Tensor) -> None:
+        """Add [rows] to the bias."""
+        assert self.bias is not None
+        begin = self.bias_begin + (self.rows.start or 0)
+        part = self.bias[begin : begin + len(change)]
+        part.copy_(part.float() + change)
+
     def to_parameter(self, matrix: Tensor) -> Tensor:
         """[rows, K] in the layout of the parameter's rows, in float32 or bool."""
         if self.kind == "conv1d":
@@ -49,6 +59,13 @@ class Matrix:
         channels, *kernel = self.parameter.shape[1:]
         whole = conv_matrix_to_weight(matrix, channels, kernel if len(kernel) == 2 else (1, kernel[0]))
         return whole if len(kernel) == 2 else whole.squeeze(2)
+
+    def part_of(self, mask: Tensor) -> Tensor:
+        """This matrix's part [rows, K] of a mask in the shape of the parameter; padding is pruned."""
+        part = (mask.t() if self.kind == "conv1d" else mask)[self.rows]
+        if self.kind == "conv":
+            part = conv_weight_to_matrix((part if part.dim() == 4 else part.unsqueeze(2)).float()) > 0
+        return part.to(self.parameter.device)
 
     def write(self, matrix: Tensor) -> None:
         """Store [rows, K] in the parameter, in its dtype: pruned weights are +0.0."""
@@ -63,14 +80,15 @@ def matrices_of(name: str, layer: nn.Module) -> list[Matrix]:
     weight = f"{name}.weight" if name else "weight"
     if isinstance(layer, nn.MultiheadAttention):
         return _of_attention(name, layer)
+    bias = layer._parameters.get("bias")
     if is_transposed_linear(layer):
-        return [Matrix(weight, layer._parameters["weight"], slice(None), "conv1d")]  # type: ignore[arg-type]
+        return [Matrix(weight, layer._parameters["weight"], slice(None), "conv1d", bias)]  # type: ignore[arg-type]
     if isinstance(layer, nn.Linear):
-        return [Matrix(weight, layer.weight, slice(None), "linear")]
+        return [Matrix(weight, layer.weight, slice(None), "linear", bias)]
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         rows = layer.out_channels // layer.groups
         parts = [slice(g * rows, (g + 1) * rows) for g in range(layer.groups)]
-        return [Matrix(weight, layer.weight, part, "conv") for part in parts]
+        return [Matrix(weight, layer.weight, part, "conv", bias) for part in parts]
     raise TypeError(
         f"a {type(layer).__name__} is not calibrated: Linear, Conv1d, Conv2d, Conv1D, MultiheadAttention"
     )
@@ -78,12 +96,16 @@ def matrices_of(name: str, layer: nn.Module) -> list[Matrix]:
 
 def _of_attention(name: str, layer: nn.MultiheadAttention) -> list[Matrix]:
     prefix, width = f"{name}." if name else "", layer.embed_dim
+    bias, out = layer.in_proj_bias, layer.out_proj
     if layer._qkv_same_embed_dim:
-        held = [("in_proj_weight", slice(i * width, (i + 1) * width)) for i in range(3)]
+        weight, name = layer.in_proj_weight, f"{prefix}in_proj_weight"
+        found = [Matrix(name, weight, slice(i * width, (i + 1) * width), "linear", bias) for i in range(3)]
     else:
-        held = [(f"{part}_proj_weight", slice(None)) for part in "qkv"]
-    found = [Matrix(prefix + own, getattr(layer, own), rows, "linear") for own, rows in held]
-    return [*found, Matrix(f"{prefix}out_proj.weight", layer.out_proj.weight, slice(None), "linear")]
+        found = [
+            Matrix(prefix + own, getattr(layer, own), slice(None), "linear", bias, i * width)
+            for i, own in enumerate(("q_proj_weight", "k_proj_weight", "v_proj_weight"))
+        ]
+    return [*found, Matrix(f"{prefix}out_proj.weight", out.weight, slice(None), "linear", out.bias)]
 
 
 def input_rows(layer: nn.Module, args: Sequence[Tensor], kwargs: dict[str, Tensor]) -> list[Tensor]:

@@ -18,11 +18,16 @@ from ..ops.sparsegpt import sparsegpt_
 DAMP = 0.01
 
 
-def output_error(weight: Tensor, pruned: Tensor, moments: Tensor) -> float:
-    """Squared error of the outputs over their squared size; 0 where all of them are zero."""
+def output_error(weight: Tensor, pruned: Tensor, moments: Tensor, left: Tensor | None = None) -> float:
+    """Squared error of the outputs over their squared size; 0 where all of them are zero.
+
+    Args:
+        left: the moments that the error is of, where a bias has taken up its mean; ``None``: ``moments``.
+    """
     difference = weight - pruned
     size = float((weight @ moments).mul_(weight).sum())
-    return float((difference @ moments).mul_(difference).sum()) / size if size > 0 else 0.0
+    error = float((difference @ (moments if left is None else left)).mul_(difference).sum())
+    return max(error, 0.0) / size if size > 0 else 0.0
 
 
 def _mask_of(score: Tensor) -> Tensor:
@@ -163,14 +168,27 @@ METHODS = (*UPDATES, *MASKS)
 
 
 def prune_matrix(
-    weight: Tensor, moments: Tensor, method: str, steps: int, mask: Tensor | None = None
+    weight: Tensor,
+    moments: Tensor,
+    method: str,
+    steps: int,
+    mask: Tensor | None = None,
+    *,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mask and new weights [rows, K] of a matrix; ``steps`` of :func:`refit` follow the method."""
+    """Mask and new weights [rows, K] of a matrix; ``steps`` of :func:`refit` follow the method.
+
+    Args:
+        mask: the caller's own, bool [rows, K]: it is kept to.
+        left: what weights are fitted to, where a bias takes up the mean of the error: the covariance of the
+            inputs. ``None``: ``moments``.
+    """
+    fitted_to = moments if left is None else left
     if method in UPDATES:
-        kept, updated = UPDATES[method](weight, moments, mask)
+        kept, updated = UPDATES[method](weight, fitted_to, mask)
     else:
         kept = MASKS[method](weight, moments) if mask is None else mask
         updated = weight * kept
     if steps:
-        updated = refit(weight, kept, moments, steps, updated)
+        updated = refit(weight, kept, fitted_to, steps, updated)
     return kept, torch.where(kept, updated, 0.0)

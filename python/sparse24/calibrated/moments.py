@@ -1,31 +1,60 @@
-"""The second moments of a layer's inputs: H = mean of x x^T, accumulated in float32."""
+"""The moments of a layer's inputs: their mean, and second moments, accumulated in float32."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+#: Rows whose deviations are formed at once.
+_ROWS = 4096
+
 
 class Moments:
-    """H [K, K] of all rows that were added."""
+    """Sums over all rows x [K] that were added, as deviations from the mean of the first ones.
+
+    Deviations keep the covariance exact where the mean is large beside it.
+    """
 
     def __init__(self, columns: int, device: torch.device) -> None:
-        self._sum = torch.zeros(columns, columns, device=device)
+        self._products = torch.zeros(columns, columns, device=device)
+        self._sum = torch.zeros(columns, device=device)
+        self._shift = torch.zeros(columns, device=device)
         self.rows = 0
 
     def add(self, rows: Tensor) -> None:
         """Add rows [n, K], float32."""
-        self._sum.addmm_(rows.t(), rows)
+        if self.rows == 0 and len(rows):
+            self._shift = rows.mean(0)
+        for begin in range(0, len(rows), _ROWS):
+            deviations = rows[begin : begin + _ROWS] - self._shift
+            self._products.addmm_(deviations.t(), deviations)
+            self._sum += deviations.sum(0)
         self.rows += len(rows)
 
-    def mean(self, name: str) -> Tensor:
-        """H; the identity where no row came, so that magnitudes decide.
+    def check(self, name: str) -> None:
+        """Refuse what cannot be used.
 
         Raises:
             ValueError: a row held NaN or Inf; ``name`` says whose.
         """
+        if not bool(self._products.diagonal().isfinite().all()):
+            raise ValueError(f"the inputs of {name} hold NaN or Inf: calibrate on batches without them")
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] [K]; zeros where no row came."""
+        return self._shift + self._sum / max(self.rows, 1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x x^T] - E[x] E[x]^T [K, K]; the identity where no row came, so that magnitudes decide."""
         if self.rows == 0:
             return torch.eye(len(self._sum), device=self._sum.device)
-        if not bool(self._sum.diagonal().isfinite().all()):
-            raise ValueError(f"the inputs of {name} hold NaN or Inf: calibrate on batches without them")
-        return self._sum / self.rows
+        apart = self._sum / self.rows
+        return torch.addr(self._products / self.rows, apart, apart, alpha=-1)
+
+    @property
+    def second(self) -> Tensor:
+        """H = E[x x^T] [K, K]; the identity where no row came."""
+        mean = self.mean
+        return torch.addr(self.covariance, mean, mean)

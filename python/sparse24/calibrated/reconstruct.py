@@ -8,7 +8,7 @@ calls that are held out; where training does not help there, the block is as it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Call, main_output
-from .matrices import Matrix
+from .plan import Way
+from .rows import Outcome
 
 RATES = (1e-4, 3e-4, 1e-3)
 #: One call of so many is held out.
@@ -26,28 +27,12 @@ SEARCH = 0.1
 CHECKS = 8  #: times that the held-out calls are looked at while it trains
 
 
-class Outcome(NamedTuple):
-    """Mean squared error of the held-out outputs over their mean square."""
-
-    before: float
-    after: float
-    rate: float  #: 0: nothing helped
-
-
 class _Masked:
-    """The parameters of a block, which of them are kept, and their numbers before."""
+    """The parameters of a block that are trained, and those of their weights that stay pruned."""
 
-    def __init__(self, block: nn.Module, kept: Sequence[tuple[Matrix, Tensor]]) -> None:
-        self.trained = [p for p in block.parameters() if p.is_floating_point()]
-        self.pruned: list[tuple[Tensor, Tensor]] = []
-        for parameter in dict.fromkeys(matrix.parameter for matrix, _ in kept):
-            mask = torch.ones_like(parameter, dtype=torch.bool)
-            for matrix, part in kept:
-                if matrix.parameter is parameter:
-                    target = mask.t() if matrix.kind == "conv1d" else mask
-                    whole = matrix.to_parameter(part)
-                    target[matrix.rows] = whole.t() if matrix.kind == "conv1d" else whole
-            self.pruned.append((parameter, ~mask))
+    def __init__(self, block: nn.Module, masks: Mapping[int, Tensor], fixed: Set[int]) -> None:
+        self.trained = [p for p in block.parameters() if p.is_floating_point() and id(p) not in fixed]
+        self.pruned = [(p, ~masks[id(p)]) for p in self.trained if id(p) in masks]
 
     def save(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.trained]
@@ -79,28 +64,36 @@ def reconstruct(
     block: nn.Module,
     calls: Sequence[Call],
     targets: Sequence[Tensor],
-    kept: Sequence[tuple[Matrix, Tensor]],
-    steps: int,
-) -> Outcome:
+    way: Way,
+    *,
+    masks: Mapping[int, Tensor],
+    fixed: Set[int],
+) -> Outcome | None:
     """Train a block in place: weights that are kept, biases, and what normalises.
 
     Args:
         block: pruned; in eval mode.
         calls: what it gets in the pruned network.
         targets: what the dense one gave there.
-        kept: its pruned matrices, with their masks.
-        steps: of Adam, one call each.
+        way: how many steps of Adam, one call each, and the dtype to cast to for them.
+        masks: of its pruned parameters, by their ``id``.
+        fixed: parameters that are not trained, by their ``id``.
+
+    Returns:
+        What it brought; ``None``: there was nothing to train.
     """
     some = len(calls) > 1  # one call alone is trained on and judged by
     held = [i for i in range(len(calls)) if not some or i % HELD_OUT == 0]
     train = [i for i in range(len(calls)) if not some or i % HELD_OUT != 0]
     judge = [calls[i] for i in held], [targets[i] for i in held]
-    parameters = _Masked(block, kept)
+    parameters, steps = _Masked(block, masks, fixed), way.steps
+    if not parameters.trained:
+        return None
     wanted = [p.requires_grad for p in parameters.trained]
     size = sum(float(t.float().square().sum()) for t in judge[1]) / sum(t.numel() for t in judge[1])
     best, saved = _mean_error(block, *judge), parameters.save()
     first, rate = best, 0.0
-    start, lesson = saved, _Lesson(block, calls, targets, train)
+    start, lesson = saved, _Lesson(block, calls, targets, train, way.autocast)
     with torch.enable_grad():
         try:
             for parameter in parameters.trained:
@@ -137,6 +130,7 @@ class _Lesson(NamedTuple):
     calls: Sequence[Call]
     targets: Sequence[Tensor]
     numbers: Sequence[int]  #: of the calls to train on
+    autocast: torch.dtype | None
 
 
 def _train(
@@ -150,6 +144,7 @@ def _train(
     optimizer = torch.optim.Adam(parameters.trained, lr=rate, fused=True)
     generator = torch.Generator().manual_seed(24)
     order: list[int] = []
+    device = parameters.trained[0].device.type
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -158,7 +153,8 @@ def _train(
             order = [lesson.numbers[i] for i in shuffled]
         i = order.pop()
         optimizer.zero_grad()
-        loss = _error(lesson.block, lesson.calls[i], lesson.targets[i])
+        with torch.autocast(device, lesson.autocast, enabled=lesson.autocast is not None):
+            loss = _error(lesson.block, lesson.calls[i], lesson.targets[i])
         torch.autograd.backward(loss)
         parameters.mask_gradients()
         optimizer.step()

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ..pruning.prunable import Candidate
 from ..report import Row
 from .matrices import Matrix
-from .reconstruct import Outcome
 
 
-def left_row(model: nn.Module, candidate: Candidate) -> Row:
+class Outcome(NamedTuple):
+    """What training a block brought: mean squared error of the held-out outputs over their mean square."""
+
+    before: float
+    after: float
+    rate: float  #: 0: nothing helped
+
+
+def left_row(model: nn.Module, candidate: Candidate, why: str = "") -> Row:
+    """The row of a weight that stays dense; ``why`` goes before what is known of it."""
     weight = dict(model.named_parameters()).get(candidate.name)
     shape = () if weight is None else tuple(weight.shape)
     size = 0 if weight is None else weight.numel() * weight.element_size()
-    reason = candidate.blocked or candidate.dense or candidate.skipped or "left out by select"
+    reason = why or candidate.blocked or candidate.dense or candidate.skipped or "left out by select"
     return Row(
         candidate.name,
         candidate.kind,
