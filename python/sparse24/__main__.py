@@ -1,4 +1,4 @@
-"""The command line: ``sparse24 demo | doctor | report MODEL | prune IN OUT | bench | validate-gpu``."""
+"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | validate-gpu``."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     _add_prune(commands)
+    _add_oneshot(commands)
 
     bench = commands.add_parser("bench", help="the tables of the papers, measured here against dense rivals")
     bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these benchmarks alone")
@@ -133,6 +134,53 @@ def _add_prune(commands: Any) -> None:
     parser.set_defaults(run=_prune)
 
 
+def _add_oneshot(commands: Any) -> None:
+    parser = commands.add_parser(
+        "oneshot",
+        help="prune a transformers model on disk without retraining",
+        description="Prune a model that transformers has saved, calibrated on unlabelled data, without "
+        "retraining. OUT is in the same format, with the tokenizer; it appears when all is done. The same "
+        "command goes on where an interrupted one stopped.",
+    )
+    parser.add_argument("source", type=Path, metavar="MODEL_DIR", help="a folder with config.json")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a text file (a sample a line; .jsonl: its text), a folder of them, or a folder of images",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder, not there yet")
+    numbers = (
+        ("refit", 10, "steps of least squares for each matrix"),
+        ("steps", 200, "of training each block on the dense one's outputs; 0: none"),
+        ("samples", 256, "texts or images to calibrate on"),
+        ("batch", 8, "samples at once"),
+        ("length", 0, "tokens of a sample; 0: 512, or the model's most"),
+        ("seed", 24, "of the choice of samples"),
+    )
+    parser.add_argument("--method", default="sparsegpt", help="sparsegpt, admm, wanda, ria or magnitude")
+    for name, default, what in numbers:
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
+    parser.add_argument(
+        "--dtype", default="auto", help="to load it in: auto (the file's), float32, float16, bfloat16"
+    )
+    for option, what in (("--select", "prune these layers alone"), ("--skip", "keep these layers dense")):
+        parser.add_argument(
+            option, action="append", default=[], metavar="NAME", help=f"{what}; may be repeated"
+        )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the time that 2:4 saves, to give up for accuracy: the most sensitive layers stay dense",
+    )
+    parser.add_argument("--offload", type=Path, metavar="DIR", help="where activations wait")
+    parser.set_defaults(run=_oneshot)
+
+
 def _demo(options: argparse.Namespace) -> int:
     status: int = importlib.import_module(".commands.demo", __package__).main(
         quick=options.quick, out=options.out
@@ -160,6 +208,14 @@ def _report(options: argparse.Namespace) -> int:
 
 def _prune(options: argparse.Namespace) -> int:
     return prune.run(options.source, options.target, options.select, options.skip)
+
+
+def _oneshot(options: argparse.Namespace) -> int:
+    command = importlib.import_module(".commands.oneshot", __package__)
+    names = [field.name for field in dataclasses.fields(command.Options)]
+    wanted = command.Options(**{name: getattr(options, name) for name in names})
+    status: int = command.run(options.source, options.data, options.out, wanted)
+    return status
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -167,3 +167,32 @@ def test_blocks_that_are_not_called_give_way_to_what_is() -> None:
         "blocks.0.a.weight", "blocks.1.inner.weight", "blocks.2.weight", "late.weight",
     ]  # fmt: skip
     assert all(sparse24.is_sparse24(p.detach()) for p in model.parameters() if p.dim() == 2)
+
+
+def test_blocks_of_16_bits_learn_as_those_of_32() -> None:
+    errors = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(3)
+        model, batches = network("stack")
+        model.to(dtype)
+        batches = [{"x": batch["x"].to(dtype)} for batch in batches]
+        report = oneshot(model, batches, method="magnitude", refit=0, steps=60)
+        assert all(p.dtype == dtype for p in model.parameters())
+        texts = [row.reason.split("trained ")[1] for row in report.done if "trained" in row.reason]
+        errors[dtype] = sum(map(float, texts)) / len(texts)
+    assert errors[torch.bfloat16] < 1.2 * errors[torch.float32]
+
+
+def test_blocks_can_be_trained_under_autocast() -> None:
+    model, batches = network("stack")
+    seen: list[torch.dtype | None] = []
+
+    def look(*_: Any) -> None:
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+
+    handle = model.blocks[1].register_forward_pre_hook(look)
+    report = oneshot(model, batches, method="magnitude", steps=8, autocast=torch.bfloat16)
+    handle.remove()
+    assert torch.bfloat16 in seen
+    assert None in seen  # masks, and what judges, are as exact as before
+    assert any("trained" in row.reason for row in report.done)

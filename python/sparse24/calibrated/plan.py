@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import masks as patterns
 from ..pruning.prunable import Candidate, find_candidates, layer_at
+from ..pruning.rules import rule_of
 from ..pruning.selection import Select, chosen
 from ..report import Row
 from .matrices import Matrix, matrices_of
@@ -55,6 +56,7 @@ def plan_for(
     skipped = chosen(model, candidates, list(skip)) if skip else set()
     layers: dict[str, nn.Module] = {}
     parameters, left = set(), []
+    rule = rule_of("2:4")
     for candidate in candidates:
         if candidate.alias_of:
             continue
@@ -65,9 +67,12 @@ def plan_for(
             left.append(left_row(model, candidate))
             continue
         name, layer = _owner(model, candidate)
-        for matrix in matrices_of(name, layer):  # TypeError: it cannot be calibrated
-            if matrix.name == candidate.name:
-                _check_weight(matrix.name, matrix.parameter)
+        matrices = matrices_of(name, layer)  # TypeError: it cannot be calibrated
+        weight = next(matrix.parameter for matrix in matrices if matrix.name == candidate.name)
+        _check_weight(candidate.name, weight)
+        if obstacle := rule.obstacle(weight, candidate.dim):
+            left.append(left_row(model, candidate, obstacle))
+            continue
         layers[name] = layer
         parameters.add(candidate.name)
     plan = Plan(layers, parameters, left, dict(masks or {}))

@@ -42,8 +42,22 @@ class _Masked:
         for parameter, numbers in zip(self.trained, saved, strict=True):
             parameter.copy_(numbers)
 
+    def masters(self) -> list[Tensor]:
+        """What an optimizer steps: float32 copies of narrower parameters, which would round it away."""
+        return [p if p.dtype == torch.float32 else p.detach().float() for p in self.trained]
+
     @torch.no_grad()
-    def mask_gradients(self) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, masters: Sequence[Tensor]) -> None:
+        """One step with the gradients of the parameters."""
+        self._mask_gradients()
+        copied = [(p, m) for p, m in zip(self.trained, masters, strict=True) if m is not p]
+        for parameter, master in copied:
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        optimizer.step()
+        for parameter, master in copied:
+            parameter.copy_(master)
+
+    def _mask_gradients(self) -> None:
         for parameter, pruned in self.pruned:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(pruned, 0)
@@ -141,7 +155,8 @@ def _train(
     check: Callable[[], None] | None = None,
 ) -> None:
     """Adam with a cosine schedule, a call a step in random order; ``check`` is called now and then."""
-    optimizer = torch.optim.Adam(parameters.trained, lr=rate, fused=True)
+    masters = parameters.masters()
+    optimizer = torch.optim.Adam(masters, lr=rate, fused=True)
     generator = torch.Generator().manual_seed(24)
     order: list[int] = []
     device = parameters.trained[0].device.type
@@ -152,11 +167,11 @@ def _train(
             shuffled = torch.randperm(len(lesson.numbers), generator=generator).tolist()
             order = [lesson.numbers[i] for i in shuffled]
         i = order.pop()
-        optimizer.zero_grad()
+        for parameter in parameters.trained:
+            parameter.grad = None
         with torch.autocast(device, lesson.autocast, enabled=lesson.autocast is not None):
             loss = _error(lesson.block, lesson.calls[i], lesson.targets[i])
         torch.autograd.backward(loss)
-        parameters.mask_gradients()
-        optimizer.step()
+        parameters.step(optimizer, masters)
         if check is not None and (step + 1) % max(steps // CHECKS, 1) == 0:
             check()

@@ -17,9 +17,8 @@ from .matrices import Matrix, input_rows, matrices_of
 from .methods import output_error, prune_matrix
 from .moments import Moments
 from .plan import Plan, Way
-from .reconstruct import Outcome
 from .reconstruct import reconstruct as train_block
-from .rows import as_row, merged, row_of
+from .rows import Outcome, as_row, merged, row_of
 from .shelf import Several, Shelf
 
 Progress = Callable[[str], None]
