@@ -37,7 +37,7 @@ struct Kernels {
   float (*quantize)(const float* x, std::int64_t count, float scale, std::int8_t* to);
   // Many tokens of int8 x with scales, and an int8 weight; float32 bias and y.
   bool (*linear_int8)(const Linear&, const Tuning&);
-  // The same of bf16 x and weight; null: widened to float32 it is as fast here.
+  // The same of bf16 x and a weight of bf16, or of int8 (many tokens); null: widened to float32 it is as fast here.
   bool (*linear_bf16)(const Linear&, const Tuning&);
   // Products by tiles, whatever x, bias and y are; null: there are none.
   bool (*linear_tiles)(const Linear&, const Tuning&);

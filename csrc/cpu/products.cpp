@@ -117,7 +117,8 @@ void run_linear(const Linear& args) {
   const auto bias = narrow_y ? wide_bias(args.bias, args.dtype, args.m) : nullptr;
   if (narrow_y) wide.y = y.data(), wide.bias = bias.get();
   wide.dtype = DType::kFloat32;
-  const bool halves = args.dtype == DType::kBFloat16 && args.weight.dtype == DType::kBFloat16;
+  const bool narrow_weight = args.weight.dtype == DType::kBFloat16 || (args.weight.dtype == DType::kInt8 && !few);
+  const bool halves = args.dtype == DType::kBFloat16 && narrow_weight;
   const auto product = int8 && !few ? kernels.linear_int8 : halves ? kernels.linear_bf16 : nullptr;
   if (product != nullptr) {
     checked(args.weight, [&] { return product(wide, tuning); });

@@ -325,8 +325,10 @@ int main() {
       test_linear({kernels->name, kernels->linear_int8, DType::kInt8, DType::kInt8, y});
       test_linear({kernels->name, kernels->linear, DType::kInt8, DType::kFloat32, y});
       test_conv({kernels->name, kernels->conv2d, DType::kInt8, DType::kFloat32, y});
-      if (kernels->linear_bf16 != nullptr)
+      if (kernels->linear_bf16 != nullptr) {
         test_linear({kernels->name, kernels->linear_bf16, DType::kBFloat16, DType::kBFloat16, y});
+        test_linear({kernels->name, kernels->linear_bf16, DType::kInt8, DType::kBFloat16, y});
+      }
       if (kernels->linear_tiles != nullptr) test_tiles(*kernels);
 #if defined(SPARSE24_EMULATE_AVX512)
       if (emulated::tiles_in_use() != 0) expect(false, "tiles are released after a product");

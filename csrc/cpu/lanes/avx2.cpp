@@ -126,6 +126,7 @@ static inline Vec load_lanes(const float* p, const std::int32_t* offsets) {
 // Sums of pairs of 16-bit numbers (pairs-inl.h).
 struct BytePairs {
   using Kept = std::int8_t;
+  using X = std::int8_t;
   using Sums = __m256i;
   static Sums zero() { return _mm256_setzero_si256(); }
   static Sums load(const float* p) { return _mm256_castps_si256(_mm256_loadu_ps(p)); }

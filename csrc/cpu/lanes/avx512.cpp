@@ -15,6 +15,7 @@ namespace {
 // Sums of pairs of 16-bit numbers (pairs-inl.h).
 struct BytePairs {
   using Kept = std::int8_t;
+  using X = std::int8_t;
   using Sums = __m512i;
   static Sums zero() { return _mm512_setzero_si512(); }
   static Sums load(const float* p) { return _mm512_loadu_si512(p); }

@@ -27,6 +27,7 @@ static inline Vec dot_halves(Vec sums, HalfVec weight, HalfVec x) {
 
 struct BytePairs {
   using Kept = std::int8_t;
+  using X = std::int8_t;
   using Sums = __m512i;
   static Sums zero() { return _mm512_setzero_si512(); }
   static Sums load(const float* p) { return _mm512_loadu_si512(p); }
@@ -41,6 +42,7 @@ struct BytePairs {
 // Subnormal factors and sums count as zero here.
 struct HalfPairs {
   using Kept = BFloat16;
+  using X = BFloat16;
   using Sums = Vec;
   static Sums zero() { return avx512_vnni::zero(); }
   static Sums load(const float* p) { return avx512_vnni::load(p); }
@@ -52,6 +54,20 @@ struct HalfPairs {
   static Vec to_float(Sums v) { return v; }
 };
 
+// An int8 weight, whose numbers bfloat16 holds exactly, and x of bfloat16.
+struct BytesByHalves : HalfPairs {
+  using Kept = std::int8_t;
+  static void to_halves(const std::int8_t* kept, std::int64_t count, std::uint32_t* to) {
+    for (std::int64_t i = 0; i < count; i += 16) {
+      __m128i bytes = _mm_setzero_si128();
+      std::memcpy(&bytes, kept + i, static_cast<std::size_t>(count - i < 16 ? count - i : 16));
+      const Vec wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+      const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(wide), 16);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i / 2), _mm512_cvtepi32_epi16(high));
+    }
+  }
+};
+
 const char* why_not() {
   const Features& f = machine().features;
   return f.avx512 && f.avx512_vnni && f.avx512_bf16 && f.avx512_vbmi2 ? ""
@@ -61,6 +77,7 @@ const char* why_not() {
 // Few tokens by expanded rows, many by tiles of pairs.
 bool linear_halves(const Linear& a, const Tuning& tuning) {
   if (a.n == 0 || a.m == 0) return true;
+  if (a.weight.dtype == DType::kInt8) return linear_pairs<BytesByHalves>(a, tuning);
   return a.n <= tuning.few_halves && a.n <= kMostHalfTokens ? linear_few_halves(a, tuning)
                                                             : linear_pairs<HalfPairs>(a, tuning);
 }

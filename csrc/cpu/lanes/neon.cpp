@@ -207,6 +207,7 @@ struct Lanes16 {
 // Sums of pairs of 16-bit numbers (pairs-inl.h).
 struct BytePairs {
   using Kept = std::int8_t;
+  using X = std::int8_t;
   using Sums = int32x4_t;
   static Sums zero() { return vdupq_n_s32(0); }
   static Sums load(const float* p) { return vreinterpretq_s32_f32(vld1q_f32(p)); }

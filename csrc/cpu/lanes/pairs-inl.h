@@ -8,7 +8,8 @@
 // and a group is one instruction for a vector of tokens: sums += w.a * x.a + w.b * x.b. That is half of what
 // many_tokens-inl.h needs, for one and a half times its tile. Integers are exact in any order.
 //
-// D says what a pair is: D::Kept, the type of the weight (and of x), D::Sums, a vector of sums, and
+// D says what a pair is: D::Kept and D::X, the types of weight and x, D::Sums, a vector of sums, and
+//   to_halves(kept, count, to)                    bytes as bfloat16, where the weight is int8 and x is not
 //   zero load store to_float                      of sums
 //   dot(D::splat(pair), tile row, sums)           sums, and the products of a pair with a vector of pairs
 #pragma once
@@ -77,16 +78,26 @@ static void pack_pairs(const std::int8_t* const* x, std::int64_t lanes, std::int
   }
 }
 
-// Kept pairs as the products take them: bfloat16's lie as they are, bytes are widened to 16 bits.
-[[maybe_unused]] static inline const void* kept_pairs(const BFloat16* kept, std::int64_t, std::uint32_t*) {
-  return kept;
-}
-static inline const void* kept_pairs(const std::int8_t* kept, std::int64_t groups, std::uint32_t* wide) {
+// Kept bytes widened to pairs of 16-bit integers.
+[[maybe_unused]] static inline const void* widened_pairs(const std::int8_t* kept, std::int64_t groups, std::uint32_t* wide) {
   for (std::int64_t g = 0; g < groups; ++g) {
     const std::int32_t a = kept[2 * g], b = kept[2 * g + 1];
     wide[g] = (static_cast<std::uint32_t>(a) & 0xffffu) | static_cast<std::uint32_t>(b) << 16;
   }
   return wide;
+}
+
+// Kept pairs as the products take them: bfloat16's lie as they are, bytes become what x is, in `room`.
+template <typename D>
+static inline const void* kept_pairs(const typename D::Kept* kept, std::int64_t groups, std::uint32_t* room) {
+  if constexpr (sizeof(typename D::Kept) == 2) {
+    return kept;
+  } else if constexpr (sizeof(typename D::X) == 1) {
+    return widened_pairs(kept, groups, room);
+  } else {
+    D::to_halves(kept, 2 * groups, room);
+    return room;
+  }
 }
 
 // The pair at `index`, however its numbers were written.
@@ -130,7 +141,7 @@ static void pairs_run(Rows<typename D::Kept> rows, std::int64_t count, std::int6
   alignas(64) std::uint32_t wide[kBlockCols / 4] = {};
   for (std::int64_t row = 0; row < count; ++row, rows = rows.from_row(1), sums += V * kLanes) {
     if (ahead != 0) prefetch_rows(rows, ahead, 1);
-    row_times_pairs<D, V>(kept_pairs(rows.values, groups, wide), rows.indices, groups, tile, sums, first);
+    row_times_pairs<D, V>(kept_pairs<D>(rows.values, groups, wide), rows.indices, groups, tile, sums, first);
   }
 }
 
@@ -155,16 +166,16 @@ static void finish_pairs(float* sums, std::int64_t lanes, std::int64_t count, co
   }
 }
 
-// x of D::Kept (int8 with x_scale), bias and y of float32.
+// x of D::X (int8 with x_scale), bias and y of float32.
 template <typename D>
 static std::uint64_t pairs_part(const Linear& a, const TilePlan& plan, std::int64_t ahead, Range row_range,
                                 Range tile_range) {
-  using W = typename D::Kept;
-  const Rows<W> weight = rows_of<W>(a.weight);
+  using X = typename D::X;
+  const auto weight = rows_of<typename D::Kept>(a.weight);
   auto* tile =
       reinterpret_cast<std::uint32_t*>(scratch(Scratch::kTile, plan.cols / 4 * kPairings * plan.most * kLanes));
   float* sums = plan.sums();
-  const W* x[kMaxPairVectors * kLanes];
+  const X* x[kMaxPairVectors * kLanes];
   float *y[kMaxPairVectors * kLanes], x_scale[kMaxPairVectors * kLanes];
   const auto* bias = static_cast<const float*>(a.bias);
   std::uint64_t wrong = 0;
@@ -178,7 +189,7 @@ static std::uint64_t pairs_part(const Linear& a, const TilePlan& plan, std::int6
     const PairsRun<D> run = pick_pairs_of<D>(vectors, std::make_integer_sequence<int, kMaxPairVectors>());
     for (std::int64_t i = 0; i < lanes; ++i) {  // lanes beyond the last token repeat it
       const std::int64_t at = token + (i < tokens ? i : tokens - 1);
-      x[i] = static_cast<const W*>(a.x) + at * a.x_stride;
+      x[i] = static_cast<const X*>(a.x) + at * a.x_stride;
       x_scale[i] = a.x_scale == nullptr ? 1 : a.x_scale[at];
     }
     for (std::int64_t top = row_range.begin; top < row_range.end; top += plan.rows) {

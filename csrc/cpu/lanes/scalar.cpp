@@ -207,6 +207,7 @@ using Lanes16 = Lanes<std::uint16_t, std::int16_t>;
 // Sums of pairs of 16-bit numbers (pairs-inl.h).
 struct BytePairs {
   using Kept = std::int8_t;
+  using X = std::int8_t;
   struct Sums {
     std::int32_t lane[kLanes];
   };

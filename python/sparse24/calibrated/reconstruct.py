@@ -25,6 +25,7 @@ HELD_OUT = 8
 #: Steps of the search for a learning rate, as a share of all.
 SEARCH = 0.1
 CHECKS = 8  #: times that the held-out calls are looked at while it trains
+PATIENCE = 3  #: checks in a row without a better error that end it
 
 
 class _Masked:
@@ -121,11 +122,15 @@ def reconstruct(
             likely = min(found, key=lambda r: found[r] if math.isfinite(found[r]) else math.inf)
             parameters.restore(start)
 
-            def check() -> None:
-                nonlocal best, saved, rate
+            waited = 0
+
+            def check() -> bool:
+                nonlocal best, saved, rate, waited
                 error = _mean_error(block, *judge)
+                waited += 1
                 if error < best:
-                    best, saved, rate = error, parameters.save(), likely
+                    best, saved, rate, waited = error, parameters.save(), likely, 0
+                return waited < PATIENCE
 
             _train(parameters, lesson, likely, steps, check)
         finally:
@@ -152,9 +157,9 @@ def _train(
     lesson: _Lesson,
     rate: float,
     steps: int,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], bool] | None = None,
 ) -> None:
-    """Adam with a cosine schedule, a call a step in random order; ``check`` is called now and then."""
+    """Adam with a cosine schedule, a call a step in random order, as long as ``check`` says so."""
     masters = parameters.masters()
     optimizer = torch.optim.Adam(masters, lr=rate, fused=True)
     generator = torch.Generator().manual_seed(24)
@@ -173,5 +178,5 @@ def _train(
             loss = _error(lesson.block, lesson.calls[i], lesson.targets[i])
         torch.autograd.backward(loss)
         parameters.step(optimizer, masters)
-        if check is not None and (step + 1) % max(steps // CHECKS, 1) == 0:
-            check()
+        if check is not None and (step + 1) % max(steps // CHECKS, 1) == 0 and not check():
+            return

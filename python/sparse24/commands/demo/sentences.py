@@ -1,4 +1,12 @@
-"""48 sentences in 24 pairs: the two of a pair say the same thing in other words."""
+"""48 sentences in 24 pairs, the two of a pair saying the same in other words; and some to calibrate on."""
+
+from __future__ import annotations
+
+import ast
+import random
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
 
 PAIRS = (
     (
@@ -59,3 +67,23 @@ PAIRS = (
         "The last one at work should switch the lamps off.",
     ),
 )
+
+#: Characters of a sentence to calibrate on.
+_SHORTEST, _LONGEST = 30, 200
+
+
+def docstrings(count: int) -> list[str]:
+    """English sentences that every machine has: first paragraphs of docstrings, of Python's library and ours."""
+    folders = Path(sysconfig.get_path("stdlib")), Path(__file__).parent
+    found = list(dict.fromkeys(text for folder in folders for text in _paragraphs(folder)))
+    return random.Random(24).sample(found, min(count, len(found)))
+
+
+def _paragraphs(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+                if _SHORTEST <= len(text) <= _LONGEST:
+                    yield text
