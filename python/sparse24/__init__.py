@@ -7,6 +7,7 @@ from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense
 from .ops import Error
 from .ops.backend import backend
 from .pruning import Sparsifier
+from .quant import quantize
 from .report import Report, Row
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "magnitude_mask",
     "oneshot",
     "prepare",
+    "quantize",
     "sensitivity",
     "to_dense",
     "to_sparse",

@@ -25,17 +25,16 @@ HEAD = ["task", "dense", "method", "score", "spread", "won back", "seconds"]
 #: Options of ``sparse24.oneshot``.
 WAYS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude", "refit": 0, "reconstruct": None, "bias": False},
-    "magnitude, refit": {"method": "magnitude", "reconstruct": None},
+    "sparsegpt, refit": {"reconstruct": None},
+    "defaults (sparsegpt, refit, blocks trained)": {},
+    "sparsegpt as published": {"refit": 0, "reconstruct": None, "bias": False},
     "wanda": {"method": "wanda", "refit": 0, "reconstruct": None, "bias": False},
     "wanda, refit": {"method": "wanda", "reconstruct": None},
     "ria, refit": {"method": "ria", "reconstruct": None},
+    "magnitude, refit": {"method": "magnitude", "reconstruct": None},
     "admm": {"method": "admm", "refit": 0, "reconstruct": None},
     "admm, refit": {"method": "admm", "reconstruct": None},
-    "sparsegpt as published": {"refit": 0, "reconstruct": None, "bias": False},
-    "sparsegpt, refit": {"reconstruct": None},
     "magnitude, refit, blocks trained": {"method": "magnitude"},
-    "wanda, refit, blocks trained": {"method": "wanda"},
-    "defaults (sparsegpt, refit, blocks trained)": {},
     "with patience (600 steps a block)": {"steps": 600},
 }
 #: Rows of SparseGPT's loop, refit and ADMM.

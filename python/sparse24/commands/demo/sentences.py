@@ -73,7 +73,7 @@ _SHORTEST, _LONGEST = 30, 200
 
 
 def docstrings(count: int) -> list[str]:
-    """English sentences that every machine has: first paragraphs of docstrings, of Python's library and ours."""
+    """English sentences that every machine has: first paragraphs of docstrings, Python's and ours."""
     folders = Path(sysconfig.get_path("stdlib")), Path(__file__).parent
     found = list(dict.fromkeys(text for folder in folders for text in _paragraphs(folder)))
     return random.Random(24).sample(found, min(count, len(found)))

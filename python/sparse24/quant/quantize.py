@@ -1,0 +1,297 @@
+"""``sparse24.quantize``: int8 for the layers of a 2:4 network, calibrated, after training or without it."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from ..calibrated.blocks import checked_batches, quiet, run_batch
+from ..choose.measured import TIE, Chooser
+from ..nn import SparseConv2d, SparseLinear, convert
+from ..nn.int8 import ACTIVATIONS, quantize_rows
+from ..nn.swap import set_fused_paths
+from ..pruning.prunable import unwrap
+from ..report import Report, Row
+from ..timing import Pair, in_units
+from .folding import Undo, fold_batch_norms, migrate_outliers
+from .observers import LEVELS, METHODS, threshold
+from .watching import Layer, Noise, Seen, compare, observe
+
+Progress = Callable[[str], None]
+#: Batches that int8 is compared on.
+_COMPARED = 2
+
+
+class _Way(NamedTuple):
+    """How layers become int8."""
+
+    method: str
+    activations: str | None
+    percentile: float
+    min_sqnr: float
+    when: str
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    method: str = "max",
+    *,
+    activations: str | None = "dynamic",
+    percentile: float = 99.99,
+    skip: Sequence[str] = (),
+    min_sqnr: float = -math.inf,
+    smooth: float | None = None,
+    fold: bool = True,
+    when: Literal["faster", "always"] = "faster",
+    symmetric: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Make the compressed layers of ``model`` int8, in place: first sparse, then quantized.
+
+    Weights are symmetric, rounded to nearest, with a scale for each output channel, so zeros stay exact and
+    2:4 stays 2:4. Dense 2:4 layers are compressed first. Outputs keep the network's dtype. The same
+    state_dict loads on a CPU and on a GPU.
+
+    Args:
+        model: converted by :func:`sparse24.to_sparse`, or pruned to 2:4 and dense. It is for inference then.
+        batches: unlabelled, as :func:`sparse24.oneshot` takes them. Needed for "static", ``smooth``; without
+            them nothing is compared or timed either, and batch norms are not folded.
+        method: how "static" chooses a threshold from all inputs of a layer: "max", "percentile", "mse" (least
+            squared error) or "entropy" (least divergence, as in TensorRT).
+        activations: "dynamic": inputs become int8 by a scale of each token (each image of a convolution).
+            "static": by one scale a layer, which ``batches`` tell. ``None``: the weight alone is int8.
+        percentile: of magnitudes, for that method, above 50 up to 100.
+        skip: names or patterns of layers that stay floating.
+        min_sqnr: dB of signal to quantization noise in a layer's outputs, below which it stays floating.
+        smooth: SmoothQuant's migration strength, 0 to 1 (0.5 is usual): outliers of channels move from the
+            output of a norm into the weights of the linear layers that read it.
+        fold: fold batch norms into the convolution before them, where outputs stay the same.
+        when: "faster": a layer that int8 makes slower on this CPU, on the calls of the first batch, stays
+            floating (ties within 3 % become int8); "always": it does not.
+        symmetric: only true: an asymmetric zero point would make pruned weights others than zero.
+        progress: told of each batch and layer.
+
+    Returns:
+        One row a layer: its scale, its SQNR, its times, or why it stays floating.
+
+    Raises:
+        TypeError: no module, or batches of another kind.
+        ValueError: an unknown word, batches that are missing, a network without 2:4 layers, one that is int8
+            already, inputs or weights with NaN or Inf, ``symmetric=False``. The model is as it was then, as
+            it is after an interruption.
+    """
+    way = _Way(method, activations, percentile, min_sqnr, when)
+    _check(model, way, symmetric, smooth, batches is None)
+    kept = None if batches is None else checked_batches(batches)
+    network, said = unwrap(model), progress or _silent
+    undo: list[Undo] = []
+    try:
+        undo.append(_compress(network))
+        layers, left = _layers(network, skip)
+        with quiet(network), torch.no_grad():
+            folded: list[str] = []
+            seen: dict[str, Seen] = {}
+            noises: dict[str, Noise] = {}
+            times: dict[str, Pair] = {}
+            if kept is not None:
+                _try(network, kept[0])
+                if fold:
+                    folded, back = fold_batch_norms(network, kept[0])
+                    undo += back
+                seen = observe(
+                    network, layers, kept, lambda n: said(f"quantize: batch {n + 1} of {len(kept)}")
+                )
+                if smooth is not None:
+                    channels = {n: s.channels for n, s in seen.items() if s.channels is not None}
+                    moved, back = migrate_outliers(network, kept[0], layers, channels, smooth)
+                    undo += back
+                    if moved:
+                        seen = observe(network, layers, kept, lambda _: None)
+            twins = {name: _twin(name, layer, seen.get(name), way) for name, layer in layers.items()}
+            if kept is not None:
+                reached = {name: twin for name, twin in twins.items() if twin is not None and name in seen}
+                noises = compare(network, layers, reached, kept[:_COMPARED])
+                times = _times(layers, reached, seen, said) if when == "faster" else {}
+    except BaseException:
+        for each in reversed(undo):
+            each()
+        raise
+    rows = [
+        _store(name, layer, twins[name], way, (noises.get(name), times.get(name)))
+        for name, layer in layers.items()
+    ]
+    return _report(network, [*rows, *left], folded)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _check(model: nn.Module, way: _Way, symmetric: bool, smooth: float | None, without: bool) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize needs a torch.nn.Module, not {type(model).__name__}")
+    if way.method not in METHODS:
+        raise ValueError(f"method {way.method!r} is not one of {', '.join(METHODS)}")
+    if way.activations not in ACTIVATIONS:
+        raise ValueError(f"activations must be 'dynamic', 'static' or None, not {way.activations!r}")
+    if not symmetric:
+        raise ValueError(
+            "symmetric=False: with a zero point a pruned weight would be stored as another number than zero, "
+            "and 2:4 would be lost; scales are symmetric"
+        )
+    if way.when not in ("faster", "always"):
+        raise ValueError(f"when must be 'faster' or 'always', not {way.when!r}")
+    if not 50 < way.percentile <= 100:
+        raise ValueError(f"percentile must be above 50, up to 100, not {way.percentile}")
+    if smooth is not None and not 0 <= smooth <= 1:
+        raise ValueError(f"smooth is a strength from 0 to 1, not {smooth}")
+    if without and (way.activations == "static" or smooth is not None):
+        what = "activations='static'" if way.activations == "static" else "smooth"
+        raise ValueError(f"{what} needs batches to calibrate on")
+
+
+def _try(model: nn.Module, batch: Any) -> None:
+    try:
+        run_batch(model, batch)
+    except (TypeError, IndexError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the model cannot be called with the first batch: {type(error).__name__}: {error}. Batches hold "
+            "what the model takes, without labels"
+        ) from error
+
+
+def _compress(model: nn.Module) -> Undo:
+    """Compress the dense layers that are 2:4; how to take it back, the modules themselves included."""
+    held = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
+    if not isinstance(model, (SparseLinear, SparseConv2d)):
+        convert.to_sparse(model)
+
+    def back() -> None:
+        for module, children, parameters in held:
+            module._modules.update(children)
+            module._parameters.update(parameters)
+        set_fused_paths(model)
+
+    return back
+
+
+def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], list[Row]]:
+    """The layers to become int8, each once, and rows of those that do not."""
+    every = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | SparseConv2d)}
+    if not every:
+        raise ValueError(
+            "the model has no 2:4 layer: prune it first (Sparsifier, oneshot), then quantize; zeros that are "
+            "pruned afterwards would not be the ones that int8 was fitted to"
+        )
+    for pattern in skip:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in every):
+            raise ValueError(f"skip {pattern!r} matches no compressed layer; there are: {', '.join(every)}")
+    chosen, left = {}, []
+    for name, layer in every.items():
+        if layer.is_int8:
+            left.append(_row(name, layer, done=False, reason="int8 already"))
+        elif any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
+            left.append(_row(name, layer, done=False, reason="kept floating by skip"))
+        else:
+            try:
+                quantize_rows(layer.values)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            chosen[name] = layer
+    if not chosen and all(layer.is_int8 for layer in every.values()):
+        raise ValueError("every 2:4 layer of the model is int8 already")
+    return chosen, left
+
+
+def _twin(name: str, layer: Layer, seen: Seen | None, way: _Way) -> Layer | None:
+    """An int8 copy; ``None``: no batch reached a layer whose scale batches tell."""
+    twin = copy.deepcopy(layer)
+    for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
+        hooks.clear()
+    if way.activations != "static":
+        return twin.to_int8(way.activations)
+    if seen is None or seen.observer.count == 0:
+        return None
+    limit = threshold(seen.observer, way.method, way.percentile)
+    scale = max(limit / LEVELS, torch.finfo(torch.float32).tiny) if limit > 0 else 1.0
+    return twin.to_int8("static", scale)
+
+
+def _times(
+    layers: dict[str, Layer], twins: dict[str, Layer], seen: dict[str, Seen], said: Progress
+) -> dict[str, Pair]:
+    """Seconds of the first batch's calls, floating and int8, in turns; CPU only. Equal layers once."""
+    if any(layer.values.device.type != "cpu" for layer in layers.values()):
+        return {}
+    chooser = Chooser(sum(layer.values.nbytes + layer.indices.nbytes for layer in layers.values()))
+    known: dict[tuple[Any, ...], Pair] = {}
+    found = {}
+    for name, twin in twins.items():
+        pairs = []
+        for call, times in seen[name].calls.items():
+            key = (repr(layers[name]), layers[name].values.shape, layers[name].values.dtype, call)
+            if key not in known:
+                said(f"quantize: times of {name}")
+                known[key] = chooser.measure(layers[name], twin, call)
+            pairs.append((known[key], times))
+        found[name] = Pair(sum(p.dense * n for p, n in pairs), sum(p.sparse * n for p, n in pairs))
+    return found
+
+
+def _store(
+    name: str,
+    layer: Layer,
+    twin: Layer | None,
+    way: _Way,
+    measured: tuple[Noise | None, Pair | None],
+) -> Row:
+    """Make a layer what its twin is, or say why not."""
+    noise, times = measured
+    told = []
+    if noise is not None:
+        told.append(f"SQNR {noise.sqnr:.1f} dB")
+    if times is not None:
+        told.append(f"floating {in_units(times.dense)}, int8 {in_units(times.sparse)}")
+    if twin is None:
+        return _row(
+            name, layer, done=False, reason="no batch reached it: it has no scale, and stays floating"
+        )
+    if noise is not None and noise.sqnr < way.min_sqnr:
+        return _row(name, layer, done=False, reason=f"{told[0]}, below {way.min_sqnr:g}: stays floating")
+    if times is not None and times.sparse > TIE * times.dense:
+        return _row(name, layer, done=False, reason=f"{'; '.join(told)}: stays floating")
+    before = _bytes(layer)
+    scale = twin._buffers.get("input_scale")
+    if way.activations == "static" and scale is not None:
+        told.insert(0, f"input scale {float(scale):.3g}")
+    layer.to_int8(
+        way.activations, float(scale) if way.activations == "static" and scale is not None else None
+    )
+    return _row(name, layer, done=True, reason="; ".join(told), before=before)
+
+
+def _bytes(layer: Layer) -> int:
+    return sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
+
+
+def _row(name: str, layer: Layer, *, done: bool, reason: str, before: int = 0) -> Row:
+    size = _bytes(layer)
+    shape = tuple(layer.weight.shape)
+    return Row(name, type(layer).__name__, shape, done, reason, 0.5, before or size, size)
+
+
+def _report(model: nn.Module, rows: list[Row], folded: list[str]) -> Report:
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    for name in folded:
+        reason = "folded into the convolution before it"
+        rows.append(
+            Row(name, "BatchNorm2d", (), done=False, reason=reason, kept=1.0, bytes_before=0, bytes_after=0)
+        )
+    return Report(tuple(sorted(rows, key=lambda row: order.get(row.name, 0))), "quantized")
