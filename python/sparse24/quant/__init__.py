@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .compressed_tensors import from_compressed_tensors
 from .qat import convert, prepare_qat
 from .quantize import quantize
+from .reference import reference
 
-__all__ = ["convert", "prepare_qat", "quantize"]
+__all__ = ["convert", "from_compressed_tensors", "prepare_qat", "quantize", "reference"]

@@ -1,0 +1,120 @@
+"""A sparse network in operators that others know: torch's quantized reference, and ONNX from it.
+
+The operators are those of ``torch.ops.quantized_decomposed``, which torch.export and torch.onnx.export
+translate to QuantizeLinear and DequantizeLinear; torch registers them with its reference of quantization.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..nn import SparseConv2d, SparseLinear
+from ..nn.int8 import scales_of
+from ..nn.swap import carry_over, places_of, put
+from .observers import LEVELS
+
+
+class _Reference(nn.Module):
+    """A compressed layer with its weight dense: [out, in, ...] with the pruned zeros, int8 where it is."""
+
+    quantized: Tensor
+    scale: Tensor
+    zeros: Tensor
+    dense: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: SparseLinear | SparseConv2d) -> None:
+        super().__init__()
+        matrix = torch.ops.sparse24.decompress(layer.values.detach(), layer.indices)
+        weight = layer._form.to_weight(matrix).contiguous()
+        self.is_int8 = layer.is_int8
+        self.input_scale: float | None = None
+        if self.is_int8:
+            weight_scale, input_scale = scales_of(layer)
+            self.register_buffer("quantized", weight)
+            self.register_buffer("scale", weight_scale.detach().clone())
+            zeros = torch.zeros(len(weight_scale), dtype=torch.int64, device=weight_scale.device)
+            self.register_buffer("zeros", zeros)
+            self.input_scale = None if input_scale is None else float(input_scale)
+        else:
+            self.register_buffer("dense", weight)
+        self.register_parameter("bias", layer.bias)
+        self.activation = layer.activation
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
+        if not self.is_int8:
+            return self.dense
+        known: Any = torch.ops.quantized_decomposed
+        weight: Tensor = known.dequantize_per_channel(
+            self.quantized, self.scale, self.zeros, 0, -LEVELS, LEVELS, torch.int8
+        )
+        return weight.to(dtype)
+
+    def _input(self, x: Tensor, dims: list[int]) -> Tensor:
+        if self.input_scale is None:
+            return x
+        if self.input_scale == 0:  # a scale for every token or image, which ONNX has no operator for
+            scale = x.float().abs().amax(dims, keepdim=True) / LEVELS
+            scale = torch.where(scale > 0, scale, 1.0)
+            return ((x.float() / scale).round().clamp(-LEVELS, LEVELS) * scale).to(x.dtype)
+        known: Any = torch.ops.quantized_decomposed
+        scaled = self.input_scale, 0, -LEVELS, LEVELS, torch.int8
+        output: Tensor = known.dequantize_per_tensor(known.quantize_per_tensor(x.float(), *scaled), *scaled)
+        return output.to(x.dtype)
+
+
+class ReferenceLinear(_Reference):
+    """What a :class:`~sparse24.SparseLinear` computes, in known operators."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self._input(input, [-1])
+        return ops.activate(F.linear(x, self._weight(input.dtype), self.bias), self.activation)
+
+
+class ReferenceConv2d(_Reference):
+    """What a :class:`~sparse24.SparseConv2d` computes, in known operators."""
+
+    def __init__(self, layer: SparseConv2d) -> None:
+        super().__init__(layer)
+        self._window = layer._window
+        self._padding, self._mode = layer._written_padding, layer._written_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input if self._padding is None else F.pad(input, self._padding, self._mode)
+        x = self._input(x, [-3, -2, -1])
+        _, stride, padding, dilation, groups = ops.geometry_of(self._window)
+        output = F.conv2d(x, self._weight(input.dtype), self.bias, stride, padding, dilation, groups)
+        return ops.activate(output, self.activation)
+
+
+def reference(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in eval mode without compressed layers: their weights dense, int8 where they were.
+
+    It computes what the model does, to rounding, and exports:
+    ``torch.onnx.export(reference(model), inputs, dynamo=True)`` gives QuantizeLinear and DequantizeLinear
+    around the products, with int8 weights in which pruned weights are zeros.
+
+    Raises:
+        TypeError: no module.
+        ValueError: ``model`` itself is a compressed layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"reference needs a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, SparseLinear | SparseConv2d):
+        raise ValueError("reference makes a copy of a network, not of a layer: put it into nn.Sequential")
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
+    twin = copy.deepcopy(model).eval()
+    places = places_of(twin)
+    for module in list(twin.modules()):
+        if isinstance(module, SparseLinear | SparseConv2d):
+            made = ReferenceConv2d(module) if isinstance(module, SparseConv2d) else ReferenceLinear(module)
+            carry_over(module, made)
+            put(made, places[id(module)])
+    return twin
