@@ -146,6 +146,8 @@ def test_blocks_are_found_by_structure() -> None:
     assert blocks(encoder()) == ["layers.0", "layers.1"]
     assert blocks(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))) == ["0", "2"]
     assert blocks(Residual(8)) == [""]
+    stack = Stack()  # of a list that holds one layer to prune, its part is the block
+    assert find_blocks(stack, [stack.blocks[1].up]) == ["blocks.1"]
 
 
 def test_blocks_that_follow_each_other_are_fed_directly() -> None:

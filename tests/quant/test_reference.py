@@ -46,7 +46,7 @@ def test_layers_are_left_alone_in_the_model_itself() -> None:
     assert {n: id(m) for n, m in model.named_modules()} == before
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, not int"):
         reference(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"put it into nn\.Sequential"):
+    with pytest.raises(TypeError, match=r"put it into nn\.Sequential"):
         reference(sparse24.SparseLinear(8, 8))
 
 

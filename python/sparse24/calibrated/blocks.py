@@ -36,7 +36,7 @@ def find_blocks(model: nn.Module, layers: Iterable[nn.Module]) -> list[str]:
 
     def has_list(module: nn.Module) -> bool:
         lists = (m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential))
-        return any(sum(holds(child) for child in each.children()) > 1 for each in lists)
+        return any(sum(map(holds, each.children())) > isinstance(each, nn.Sequential) for each in lists)
 
     def collect(name: str, module: nn.Module, *, inside: bool) -> Iterator[str]:
         if id(module) in wanted:

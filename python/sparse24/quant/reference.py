@@ -102,13 +102,12 @@ def reference(model: nn.Module) -> nn.Module:
     around the products, with int8 weights in which pruned weights are zeros.
 
     Raises:
-        TypeError: no module.
-        ValueError: ``model`` itself is a compressed layer.
+        TypeError: no module, or a compressed layer alone.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"reference needs a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, SparseLinear | SparseConv2d):
-        raise ValueError("reference makes a copy of a network, not of a layer: put it into nn.Sequential")
+        raise TypeError("reference makes a copy of a network, not of a layer: put it into nn.Sequential")
     importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
     twin = copy.deepcopy(model).eval()
     places = places_of(twin)

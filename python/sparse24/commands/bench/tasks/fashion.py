@@ -61,12 +61,24 @@ class Here:
         guesses = torch.cat([model(part).argmax(1) for part in parts])
         return float((guesses == self._answers).float().mean())
 
-    def _fit(self, model: nn.Module) -> None:
+    def fine_tune(self, model: nn.Module) -> None:
+        """One epoch more with labels, from a small learning rate; pruned weights stay zero."""
+        masks = [(p, p.detach() != 0) for p in model.parameters() if p.dim() > 1]
+        self._fit(model, epochs=1, rate=0.01, masks=masks)
+
+    def _fit(
+        self,
+        model: nn.Module,
+        epochs: int = 0,
+        rate: float = 0.1,
+        masks: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         model.train()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        steps = self._epochs * -(-len(self._x) // _BATCH)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
-        for epoch in range(self._epochs):
+        optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        epochs = epochs or self._epochs
+        steps = epochs * -(-len(self._x) // _BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        for epoch in range(epochs):
             order = torch.randperm(len(self._x), generator=torch.Generator().manual_seed(epoch))
             for batch in torch.split(order, _BATCH):
                 loss = F.cross_entropy(model(self._x[batch]), self._y[batch])
@@ -74,3 +86,7 @@ class Here:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
+                with torch.no_grad():
+                    for parameter, mask in masks:
+                        parameter.mul_(mask)
+        model.eval()
