@@ -1,8 +1,8 @@
 """int8 after sparsity: what quantization costs in accuracy on small tasks, and whether it is faster.
 
-Each task's network is pruned in one shot (SparseGPT and refit), compressed, and then quantized in every way; a
-row is the mean over samples of calibration data, which prune and quantize. The rival is the sparse network in
-floating point, on the same items.
+Each task's network is pruned in one shot (SparseGPT and refit), compressed, and then quantized in every way;
+a row is the mean over samples of calibration data, which prune and quantize. The rival is the sparse network
+in floating point, on the same items.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def tables(setting: Setting) -> list[Table]:
 
 def _table(rows: list[list[str]], left: list[str]) -> Table:
     caption = (
-        "int8 after 2:4 (SparseGPT and refit, no training), against the sparse network in float32 on the same "
-        f"items: means over {len(SEEDS)} samples of calibration data. Lost: what int8 costs; spread: its "
-        "largest less its smallest. x floating: speed of the whole network on one calibration batch."
+        "int8 after 2:4 (SparseGPT and refit, no training), against the sparse network in float32 on the "
+        f"same items: means over {len(SEEDS)} samples of calibration data. Lost: what int8 costs; spread: the "
+        "largest less the smallest. x floating: speed of the whole network on one calibration batch."
     )
     return Table("quantize", caption + (f" Left out: {'; '.join(left)}." if left else ""), rows)
 
