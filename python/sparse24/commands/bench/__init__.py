@@ -39,6 +39,7 @@ BENCHMARKS = (
     Entry("networks", "whole networks, eager and compiled, against torch and the best dense"),
     Entry("goals", "what was asked for, what is reached here, and what bounds it"),
     Entry("rules", "from which sizes on layers gain: what the rules of to_sparse come from"),
+    Entry("permutation", "what an order of columns gains, and how long it is looked for"),
     Entry("calls", "what a call costs beyond its kernel; needs a checkout and CMake"),
     Entry("memory", "what a converted network holds, counted and resident"),
     Entry("kernels", "masks and products from C++; needs a checkout and CMake"),
