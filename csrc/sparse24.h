@@ -84,6 +84,22 @@ struct SparseGptBlock {
 };
 void sparsegpt_block(const SparseGptBlock& block);
 
+// An order of the columns of a score in which 2:4 keeps more of it: iterated linear assignment. No step lessens what is
+// kept, and the same seed gives the same order on one instruction set, whatever the threads.
+// (cpu/prune/permutation.cpp)
+struct ColumnSearch {
+  const float* score;  // [rows, cols], finite and not negative, row_stride between rows
+  std::int64_t rows, cols, row_stride;
+  std::int64_t block;  // columns stay in their block of so many: a multiple of 4 that divides cols
+  std::uint64_t seed;
+  double tolerance;     // ends when eight steps gained less than this share of what is kept
+  std::int64_t steps;   // at most, for each block
+  std::int64_t* order;  // [cols], written: the column that comes to each place
+  void (*poll)();       // called between steps; may throw; null: none
+  int threads;
+};
+void search_columns(const ColumnSearch& search);
+
 // ---- products on the CPU ----
 
 // The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("amx",

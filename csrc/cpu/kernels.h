@@ -19,6 +19,16 @@ struct Mask24 {
   int threads;
 };
 
+// out[s, t] = sum over r of max(a[s][r], b[t, r]), for s and t below count. (prune/max_plus-inl.h)
+struct MaxPlus {
+  const float* const* a;  // rows of `stride` floats
+  const float* b;         // [count, stride]
+  std::int64_t count;
+  std::int64_t stride;  // a multiple of 16
+  float* out;           // [count, count]
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   const char* (*why_not)();          // why it cannot run here; empty: it can
@@ -26,6 +36,7 @@ struct Kernels {
   void (*mask24_16)(const Mask24&);  // weights of 16 bits, fp16 and bf16 alike
   void (*transposable_mask)(const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                             int threads);
+  void (*max_plus)(const MaxPlus&);
   // The products, of float32 x, bias and y and any weight. False: the indices of a group do not increase,
   // and y holds no result.
   bool (*linear)(const Linear&, const Tuning&);

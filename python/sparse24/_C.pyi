@@ -47,6 +47,18 @@ def sparsegpt_block(
     choose: bool,
     threads: int,
 ) -> None: ...
+def search_columns(
+    score: int,
+    rows: int,
+    cols: int,
+    row_stride: int,
+    block: int,
+    seed: int,
+    tolerance: float,
+    steps: int,
+    order: int,
+    threads: int,
+) -> None: ...
 def linear(
     weight: tuple[int, int, int, int, int, int],
     dtype: int,

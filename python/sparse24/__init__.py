@@ -1,6 +1,6 @@
 """2:4 structured sparsity for PyTorch: prune, retrain, store at half the size, run faster than dense."""
 
-from .calibrated import oneshot, sensitivity
+from .calibrated import oneshot, permute, sensitivity
 from .choose import explain, keep_dense, prepare, to_sparse, tune
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
 from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense
@@ -28,6 +28,7 @@ __all__ = [
     "keep_dense",
     "magnitude_mask",
     "oneshot",
+    "permute",
     "prepare",
     "quantize",
     "sensitivity",

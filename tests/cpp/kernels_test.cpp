@@ -4,6 +4,7 @@
 // More than 300 lines: one plain loop for every kernel of the table, beside its comparison.
 
 #include "fixtures.h"
+#include "permutation_cases.h"
 
 namespace {
 
@@ -302,6 +303,9 @@ void test_format() {
   expect(refused([&] { compress(dense.data(), DType::kFloat32, 1, 8, 8, values.data(), indices.data()); },
                  "row 0, group 0"),
          "dense weights are refused");
+  std::int64_t order[6];
+  const ColumnSearch search{dense.data(), 1, 6, 6, 6, 0, 1e-4, 8, order, nullptr, 1};
+  expect(refused([&] { search_columns(search); }, "a multiple of 4"), "columns in a block of six are refused");
 }
 
 }  // namespace
@@ -321,10 +325,13 @@ int main() {
 #endif
   for (int round = 0; round < 60; ++round) {
     test_format();
+    test_assignment();
+    test_search();
     test_mask_bits<std::uint16_t>();
     test_mask_bits<std::uint32_t>();
     test_mask_bits<std::uint64_t>();
     for (const cpu::Kernels* kernels : all) {
+      test_max_plus(*kernels);
       test_linear(*kernels);
       test_disorder(*kernels);
       test_conv(*kernels);

@@ -13,7 +13,7 @@ COMMANDS = (
     "pip install -c constraints.txt '.[test]' && pytest",
 )
 #: Files that CONTRIBUTING says this version does not have.
-ABSENT = {"recipes.py", "permute.py"}
+ABSENT = {"recipes.py"}
 
 
 def _read(root: Path, name: str) -> str:

@@ -164,8 +164,8 @@ PLANTED = [
     Planted(paper_rules.files_named_in_papers_exist, {"CONTRIBUTING.md": "`gone.py`"}, "gone.py"),
     Planted(
         paper_rules.files_said_to_be_absent_are_absent,
-        {"python/sparse24/pruning/permute.py": ""},
-        "permute.py",
+        {"python/sparse24/pruning/recipes.py": ""},
+        "recipes.py",
     ),
     Planted(
         paper_rules.the_readme_is_short_and_names_its_commands,

@@ -44,6 +44,7 @@ const Kernels kernels = {
     [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask, int threads) {
       avx512::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads);
     },
+    [](const MaxPlus& args) { avx512::kernels.max_plus(args); },
     [](const Linear& args, const Tuning& tuning) { return avx512::kernels.linear(args, tuning); },
     [](const Conv2d& args, const Tuning& tuning) { return avx512::kernels.conv2d(args, tuning); },
     widen,

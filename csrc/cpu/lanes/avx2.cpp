@@ -54,6 +54,7 @@ static inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 static inline Vec clamp(Vec v, float low, float high) {
   return _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), v));
 }
+static inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 static inline Vec relu(Vec v) { return _mm256_max_ps(_mm256_setzero_ps(), v); }
 // 2^n for integral n in [-126, 127].
 static inline Vec pow2(Vec n) {
@@ -233,14 +234,15 @@ struct Lanes16 {
 
 #include "../masks/mask-inl.h"
 #include "../masks/transposable-inl.h"
+#include "../prune/max_plus-inl.h"
 #include "products-inl.h"
 
 const char* why_not() { return machine().features.avx2 ? "" : "the CPU has no AVX2 with FMA and F16C"; }
 
 }  // namespace
 
-const Kernels kernels = {"avx2",  why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     linear,
-                         conv2d,  widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,
-                         nullptr, nullptr};
+const Kernels kernels = {"avx2", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     max_plus, linear,
+                         conv2d, widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,  nullptr,
+                         nullptr};
 
 }  // namespace sparse24::cpu::avx2

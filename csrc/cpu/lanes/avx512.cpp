@@ -27,6 +27,7 @@ struct BytePairs {
   static Vec to_float(Sums v) { return _mm512_cvtepi32_ps(v); }
 };
 
+#include "../prune/max_plus-inl.h"
 #include "products-inl.h"
 
 const char* why_not() {
@@ -41,6 +42,7 @@ const Kernels kernels = {"avx512",
                          [](const Mask24& args) { avx2::kernels.mask24_16(args); },
                          [](const void* weight, DType dtype, std::int64_t rows, std::int64_t cols, std::uint8_t* mask,
                             int threads) { avx2::kernels.transposable_mask(weight, dtype, rows, cols, mask, threads); },
+                         max_plus,
                          linear,
                          conv2d,
                          widen,

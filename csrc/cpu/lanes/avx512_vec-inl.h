@@ -44,6 +44,7 @@ static inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 static inline Vec clamp(Vec v, float low, float high) {
   return _mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), v));
 }
+static inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline Vec relu(Vec v) { return _mm512_max_ps(_mm512_setzero_ps(), v); }
 static inline Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // 2^n for integral n in [-126, 127].

@@ -53,6 +53,7 @@ static inline Vec div(Vec a, Vec b) { return vdivq_f32(a, b); }
 static inline Vec clamp(Vec v, float low, float high) {
   return vminq_f32(broadcast(high), vmaxq_f32(broadcast(low), v));
 }
+static inline Vec larger(Vec a, Vec b) { return vmaxq_f32(a, b); }
 static inline Vec relu(Vec v) { return vmaxq_f32(zero(), v); }
 static inline Vec round(Vec v) { return vrndnq_f32(v); }
 // 2^n for integral n in [-126, 127].
@@ -204,6 +205,7 @@ struct Lanes16 {
 
 #include "../masks/mask-inl.h"
 #include "../masks/transposable-inl.h"
+#include "../prune/max_plus-inl.h"
 // Sums of pairs of 16-bit numbers (pairs-inl.h).
 struct BytePairs {
   using Kept = std::int8_t;
@@ -227,8 +229,8 @@ const char* why_not() { return ""; }
 
 }  // namespace
 
-const Kernels kernels = {"neon",  why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     linear,
-                         conv2d,  widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,
-                         nullptr, nullptr};
+const Kernels kernels = {"neon", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     max_plus, linear,
+                         conv2d, widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,  nullptr,
+                         nullptr};
 
 }  // namespace sparse24::cpu::neon

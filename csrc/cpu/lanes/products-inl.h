@@ -4,7 +4,7 @@
 // copy of those, and it could be the one compiled with instructions that the machine does not have.
 //
 // A Vec is kLanes float32 lanes, in parts of 128 bits. What its file defines before it includes this one:
-//   zero broadcast load store fma add mul div clamp relu round pow2    the usual, lane by lane; load and store
+//   zero broadcast load store fma add mul div clamp larger relu round pow2    the usual, lane by lane; load and store
 //                                                 take float, Float16 and BFloat16, and convert; load int8, too
 //   load_quad, splat                              four neighbours, of which splat takes one to all lanes
 //   load_quads, store_quads, transpose4           four floats a row, transposed inside every part

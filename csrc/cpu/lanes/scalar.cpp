@@ -72,6 +72,9 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return add(mul(a, b), c); }  // lib
 static inline Vec clamp(Vec v, float low, float high) {
   return each([&](int i) { return v.lane[i] < low ? low : v.lane[i] > high ? high : v.lane[i]; });
 }
+static inline Vec larger(Vec a, Vec b) {
+  return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
 static inline Vec relu(Vec v) {
   return each([&](int i) { return v.lane[i] < 0.0f ? 0.0f : v.lane[i]; });
 }
@@ -236,14 +239,16 @@ struct BytePairs {
 
 #include "../masks/mask-inl.h"
 #include "../masks/transposable-inl.h"
+#include "../prune/max_plus-inl.h"
 #include "products-inl.h"
 
 const char* why_not() { return ""; }
 
 }  // namespace
 
-const Kernels kernels = {"scalar", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     linear,
-                         conv2d,   widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,
-                         nullptr,  nullptr};
+const Kernels kernels = {
+    "scalar", why_not, mask24<Lanes32>, mask24<Lanes16>, transposable_tensor,     max_plus, linear,
+    conv2d,   widen,   narrow,          quantize,        linear_pairs<BytePairs>, nullptr,  nullptr,
+    nullptr};
 
 }  // namespace sparse24::cpu::scalar

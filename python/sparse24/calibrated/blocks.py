@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..pruning.running import run_batch
+
 
 class Call(NamedTuple):
     """What a block was given in one call, detached."""
@@ -79,13 +81,6 @@ def checked_batches(batches: Iterable[Any]) -> list[Any]:
 def detached(tree: Any) -> Any:
     """A tree of arguments without their history."""
     return tree_map_only(Tensor, Tensor.detach, tree)
-
-
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """The model on one batch: a tensor, a mapping of keywords, or a sequence of arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
 @torch.no_grad()
@@ -247,24 +242,3 @@ def _same(a: Any, b: Any) -> bool:
         return all(_same(x, y) for x, y in zip(a, b, strict=True))
     plain = bool | int | float | str
     return isinstance(a, plain) and isinstance(b, plain) and a == b
-
-
-@contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, without caches of keys and values and fused paths that call no layer."""
-    training = {module: module.training for module in model.modules()}
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    cached = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        for config in cached:
-            config.use_cache = False
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for config in cached:
-            config.use_cache = True

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..pruning.prunable import layer_at, unwrap
+from ..pruning.running import quiet
 from ..pruning.selection import Select
 from ..report import Report
-from .blocks import checked_batches, find_blocks, quiet
+from .blocks import checked_batches, find_blocks
 from .journal import Journal, identity
 from .methods import METHODS
 from .plan import Way, plan_for

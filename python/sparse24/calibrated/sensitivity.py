@@ -17,10 +17,11 @@ from ..choose.measured import Chooser
 from ..nn.convertible import why_not_sparse
 from ..pruning.layers import is_transposed_linear, stays_dense
 from ..pruning.prunable import unwrap
+from ..pruning.running import quiet, run_batch
 from ..pruning.selection import Select
 from ..report import Row
 from ..timing import Pair, in_units, interleaved_medians
-from .blocks import checked_batches, main_output, quiet, run_batch, trace
+from .blocks import checked_batches, main_output, trace
 from .matrices import Matrix, matrices_of
 from .methods import prune_matrix
 from .plan import Plan, plan_for

@@ -15,6 +15,7 @@ from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded,
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
 from .mask_bits import apply_mask_bits_, pack_mask, unpack_mask
+from .permutation import search_columns
 from .product import activate
 from .registry import ACTIVATIONS, Error, cpu_isa, names_of, round_up
 
@@ -49,6 +50,7 @@ __all__ = [
     "pack_mask",
     "prune_torch_",
     "round_up",
+    "search_columns",
     "transposable_mask_torch",
     "unpack_mask",
 ]

@@ -53,7 +53,12 @@ def test_layers_by_name_and_type() -> None:
     ("arguments", "error", "message"),
     [
         ({"model": 1}, TypeError, "torch.nn.Module, not int"),
-        ({"allow_permutation": True}, ValueError, "separate step"),
+        ({"allow_permutation": True}, ValueError, "allow_permutation=True needs example_inputs="),
+        (
+            {"allow_permutation": True, "example_inputs": 1, "mask_calculator": "m4n2_2d_best"},
+            ValueError,
+            "is for mask_calculator='m4n2_1d', not 'm4n2_2d_best'",
+        ),
         ({"mask_calculator": "m4n2_3d"}, ValueError, "unknown mask_calculator 'm4n2_3d'"),
         ({"mask_calculator": "m2n4_1d"}, ValueError, "N:M"),
         ({"mask_calculator": 24}, TypeError, "not int"),

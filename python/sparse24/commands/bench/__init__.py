@@ -41,6 +41,7 @@ BENCHMARKS = (
     Entry("oneshot", "pruning without retraining: every method on small tasks, and the loops behind it"),
     Entry("quantize", "int8 after sparsity: accuracy on small tasks, and speed"),
     Entry("rules", "from which sizes on layers gain: what the rules of to_sparse come from"),
+    Entry("permutation", "what an order of columns gains, and how long it is looked for"),
     Entry("calls", "what a call costs beyond its kernel; needs a checkout and CMake"),
     Entry("memory", "what a converted network holds, counted and resident"),
     Entry("kernels", "masks and products from C++; needs a checkout and CMake"),

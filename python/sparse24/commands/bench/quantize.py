@@ -83,8 +83,8 @@ def tables(setting: Setting) -> list[Table]:
 def _table(rows: list[list[str]], left: list[str]) -> Table:
     caption = (
         "int8 after 2:4 (SparseGPT and refit, no training), against the sparse network in float32 on the "
-        f"same items: means over {len(SEEDS)} samples of calibration data. Lost: what int8 costs; spread: the "
-        "largest less the smallest. x floating: speed of the whole network on one calibration batch."
+        f"same items: means over {len(SEEDS)} samples of calibration data. Lost: what int8 costs; spread: "
+        "the largest less the smallest. x floating: speed of the network on one calibration batch."
     )
     return Table("quantize", caption + (f" Left out: {'; '.join(left)}." if left else ""), rows)
 

@@ -15,7 +15,8 @@ It differs from ``apex.contrib.sparsity`` in this:
 * What would stay dense in ``to_sparse`` is pruned all the same, as by apex; the report says so.
 * The model gets no buffers; its ``state_dict`` stays as it was. :meth:`ASP.state_dict` and
   :meth:`ASP.load_state_dict` write and read checkpoints with apex's mask keys.
-* Permutation is a step of its own: ``allow_permutation=True`` is refused.
+* ``allow_permutation=True`` needs ``example_inputs``, with which the network's graph is captured and its
+  outputs are compared, and is off by default.
 """
 
 from .apex import ASP

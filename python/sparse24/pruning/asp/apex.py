@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...report import Report
+from ..permute import PermutationReport
 from ..prunable import unwrap
 from ..steps import parameters_of, stepping
 from . import checkpoints
@@ -44,6 +45,7 @@ class ASP:
         allow_recompute_mask: bool = False,
         custom_layer_dict: CustomLayers | None = None,
         allow_permutation: bool = False,
+        example_inputs: Any = None,
     ) -> None:
         """Choose the weights of ``model`` to prune; nothing is pruned yet. Returns None.
 
@@ -59,19 +61,26 @@ class ASP:
             allow_recompute_mask: keep pruned values (on the CPU), so that masks can be computed again
                 or taken back.
             custom_layer_dict: further types, each with the names of its weights [out, in, ...].
-            allow_permutation: must be False.
+            allow_permutation: when masks are computed first, permute channels before, so that they keep
+                more (see :func:`sparse24.permute`; for m4n2_1d). Outputs stay the same.
+            example_inputs: for ``allow_permutation``: a tensor, a tuple of arguments or a mapping of
+                keyword arguments, as the model takes them.
 
         Raises:
             TypeError: not a module, or a mask calculator that is neither a name nor a function.
             ValueError: the model was initialised already; an unknown pattern, layer name or layer type;
-                ``allow_permutation=True``.
+                ``allow_permutation=True`` without ``example_inputs``, or with another pattern.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"ASP needs a torch.nn.Module, not {type(model).__name__}")
-        if allow_permutation:
+        if allow_permutation and example_inputs is None:
             raise ValueError(
-                "allow_permutation=True: permuting channels is a separate step that this version does not "
-                "have; pass allow_permutation=False"
+                "allow_permutation=True needs example_inputs=, a batch as the model takes it: its graph is "
+                "captured with it, and outputs are compared"
+            )
+        if allow_permutation and mask_calculator != "m4n2_1d":
+            raise ValueError(
+                f"allow_permutation=True is for mask_calculator='m4n2_1d', not {mask_calculator!r}"
             )
         base = unwrap(model)
         if any(session.owner() is base for session in cls._sessions):
@@ -90,6 +99,7 @@ class ASP:
             disallowed=disallowed_layer_names,
             allow_recompute_mask=allow_recompute_mask,
             custom_layers=custom_layers,
+            example_inputs=example_inputs if allow_permutation else None,
         )
         cls._sessions.append(session)
         _print_choice(session)
@@ -133,6 +143,8 @@ class ASP:
         pending = [session for session in cls._sessions if not session.masks]
         for session in pending if model is None and pending else [cls._session(model)]:
             session.prune()
+            if session.verbosity >= 2 and session.permutation is not None:
+                print(f"[ASP] {session.permutation.summary}")
             if session.verbosity >= 2:
                 for row in session.report().done:
                     print(f"[ASP] Enabled {1 - row.kept:.2%} sparsity for {row.name} of size={row.shape}")
@@ -184,6 +196,11 @@ class ASP:
     def report(cls, model: nn.Module | None = None) -> Report:
         """One row a weight: pruned or not, and why."""
         return cls._session(model).report()
+
+    @classmethod
+    def permutation_report(cls, model: nn.Module | None = None) -> PermutationReport | None:
+        """What ``allow_permutation=True`` did to every weight; None: nothing yet, or it was not set."""
+        return cls._session(model).permutation
 
     @classmethod
     def release(cls, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...report import Report
 from ..packed import PackedMask
+from ..permute import PermutationReport, Reordered, permute_network
 from ..prunable import Candidate, find_candidates, named_layers
 from ..sharding import local, shard_like, to_sharded
 from ..sparsifier import Sparsifier
@@ -39,6 +40,7 @@ class Session(Sparsifier):
         disallowed: Sequence[str],
         allow_recompute_mask: bool,
         custom_layers: CustomLayers,
+        example_inputs: Any = None,
     ) -> None:
         self.owner = weakref.ref(model, on_model_gone)
         self.verbosity = verbosity
@@ -50,6 +52,8 @@ class Session(Sparsifier):
         self._allowed = allowed
         self._disallowed = disallowed
         self._custom_layers = custom_layers
+        self._example_inputs = example_inputs  #: to permute channels with; None: they are not
+        self.permutation: PermutationReport | None = None
         proxy: Any = weakref.proxy(model)
         super().__init__(proxy, pattern=rule)
         # apex's set: also what would stay dense, which the report says.
@@ -121,7 +125,13 @@ class Session(Sparsifier):
                 "the masks were computed already, and what they pruned was not kept: pass "
                 "allow_recompute_mask=True to init_model_for_pruning"
             )
-        masks = self._compute_masks(from_zeros)
+        permutation, reordered = self._permute()
+        try:
+            masks = self._compute_masks(from_zeros)
+        except BaseException:
+            reordered.undo()
+            raise
+        self.permutation = permutation
         self.restore()
         if self.allow_recompute_mask:
             self.pruned = {
@@ -131,6 +141,20 @@ class Session(Sparsifier):
         self._masks = masks
         self._mask_weights()
         return self.report()
+
+    def _permute(self) -> tuple[PermutationReport | None, Reordered]:
+        """Permute channels, once, before the first masks; and how to take that back."""
+        model = self.owner()
+        if self._example_inputs is None or self.permutation is not None or self._masks or model is None:
+            return self.permutation, Reordered()
+        for optimizer, masters in self._steppers():
+            if masters or any(optimizer.state.get(p) for p in model.parameters()):
+                raise ValueError(
+                    f"allow_permutation=True: {type(optimizer).__name__} holds state or copies of weights, "
+                    "whose channels would not be permuted: compute masks before its first step"
+                )
+        names = {candidate.name: candidate.dim for candidate, _ in self._prunable()}
+        return permute_network(model, self._example_inputs, names=names)
 
     @torch.no_grad()
     def restore(self) -> None:
