@@ -19,7 +19,7 @@ from .blocks import Call, main_output
 from .plan import Way
 from .rows import Outcome
 
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 #: One call of so many is held out.
 HELD_OUT = 8
 #: Steps of the search for a learning rate, as a share of all.

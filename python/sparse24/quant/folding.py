@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..calibrated.blocks import run_batch
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.swap import put
+from ..pruning.running import run_batch
 
 #: Largest difference of outputs that rounding may make, over their largest magnitude.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-8}

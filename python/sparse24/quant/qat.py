@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import masks
-from ..calibrated.blocks import checked_batches, quiet
+from ..calibrated.blocks import checked_batches
 from ..nn import SparseConv2d, SparseLinear
 from ..nn.convertible import layers_of
 from ..nn.swap import carry_over, places_of, put
 from ..pruning.layers import is_transposed_linear, stays_dense
 from ..pruning.prunable import unwrap
+from ..pruning.running import quiet
 from ..report import Report, Row
 from .folding import fold_batch_norms
 from .observers import LEVELS

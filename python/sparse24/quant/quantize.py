@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from ..calibrated.blocks import checked_batches, quiet, run_batch
+from ..calibrated.blocks import checked_batches
 from ..choose.measured import TIE, Chooser
 from ..nn import SparseConv2d, SparseLinear, convert
 from ..nn.int8 import ACTIVATIONS, quantize_rows
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
+from ..pruning.running import quiet, run_batch
 from ..report import Report, Row
 from ..timing import Pair, in_units
 from .folding import Undo, fold_batch_norms, migrate_outliers

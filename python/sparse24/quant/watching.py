@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibrated.blocks import run_batch
 from ..choose.example import LayerCall
 from ..nn import SparseConv2d, SparseLinear
+from ..pruning.running import run_batch
 from .observers import Observer
 
 Layer = SparseLinear | SparseConv2d
