@@ -30,9 +30,9 @@ class Task(Protocol):
 
 
 TASKS = {
-    "minilm": "MiniLM-L6, gloss to lemma, 2,000 WordNet pairs",
-    "bytes": "byte-level GPT on the Python documentation",
     "fashion": "CNN on Fashion-MNIST",
+    "bytes": "byte-level GPT on the Python documentation",
+    "minilm": "MiniLM-L6, gloss to lemma, 2,000 WordNet pairs",
 }
 
 
