@@ -143,6 +143,10 @@ def test_layers_stay_floating_by_name_by_noise_and_by_time(monkeypatch: pytest.M
     noisy = {row.name: row for row in quantize(copy.deepcopy(model), batches, when="always", min_sqnr=500)}
     assert not any(row.done for row in noisy.values())
     assert "below 500: stays floating" in noisy["up"].reason
+    some = quantize(copy.deepcopy(model), batches, when="always", budget=0.3)
+    spared = [row for row in some if "stays floating by budget" in row.reason]
+    assert spared
+    assert max(map(sqnr, spared)) <= min(sqnr(row) for row in some.done)
     monkeypatch.setattr(entry_module().Chooser, "measure", lambda *_: sparse24.timing.Pair(1.0, 1.04))
     slow = copy.deepcopy(model)
     report = {row.name: row for row in quantize(slow, batches)}
@@ -150,6 +154,10 @@ def test_layers_stay_floating_by_name_by_noise_and_by_time(monkeypatch: pytest.M
     assert not any(layer.is_int8 for layer in sparse_layers(slow).values())
     monkeypatch.setattr(entry_module().Chooser, "measure", lambda *_: sparse24.timing.Pair(1.0, 1.02))
     assert all(row.done for row in quantize(model, batches))
+
+
+def sqnr(row: sparse24.Row) -> float:
+    return float(row.reason.split("SQNR ")[1].split()[0])
 
 
 def entry_module() -> Any:
@@ -216,6 +224,8 @@ def refusals() -> dict[str, tuple[Any, dict[str, Any], type[Exception], str]]:
         "percentile": (model, {"percentile": 20}, ValueError, "above 50"),
         "smooth": (model, {"batches": batches, "smooth": 2}, ValueError, "from 0 to 1, not 2"),
         "static alone": (model, {"activations": "static"}, ValueError, "needs batches to"),
+        "budget": (model, {"batches": batches, "budget": 1.5}, ValueError, "share of weights"),
+        "budget alone": (model, {"budget": 0.1}, ValueError, "budget needs batches"),
         "smooth alone": (model, {"smooth": 0.5}, ValueError, "needs batches to"),
         "empty": (model, {"batches": []}, ValueError, "at least one batch"),
         "shape": (model, {"batches": [torch.randn(2, 3)]}, ValueError, "cannot be called with the first"),

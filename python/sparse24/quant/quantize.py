@@ -6,37 +6,28 @@ import copy
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..calibrated.blocks import checked_batches
-from ..choose.measured import TIE, Chooser
+from ..choose.measured import Chooser
 from ..nn import SparseConv2d, SparseLinear, convert
 from ..nn.int8 import ACTIVATIONS, quantize_rows
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet, run_batch
 from ..report import Report, Row
-from ..timing import Pair, in_units
+from ..timing import Pair
 from .folding import Undo, fold_batch_norms, migrate_outliers
 from .observers import LEVELS, METHODS, threshold
+from .outcome import Way, report_of, row_of, store
 from .watching import Layer, Noise, Seen, compare, observe
 
 Progress = Callable[[str], None]
 #: Batches that int8 is compared on.
 _COMPARED = 2
-
-
-class _Way(NamedTuple):
-    """How layers become int8."""
-
-    method: str
-    activations: str | None
-    percentile: float
-    min_sqnr: float
-    when: str
 
 
 def quantize(
@@ -48,6 +39,7 @@ def quantize(
     percentile: float = 99.99,
     skip: Sequence[str] = (),
     min_sqnr: float = -math.inf,
+    budget: float = 0.0,
     smooth: float | None = None,
     fold: bool = True,
     when: Literal["faster", "always"] = "faster",
@@ -71,6 +63,7 @@ def quantize(
         percentile: of magnitudes, for that method, above 50 up to 100.
         skip: names or patterns of layers that stay floating.
         min_sqnr: dB of signal to quantization noise in a layer's outputs, below which it stays floating.
+        budget: share, from 0 to 1, of the weights that may stay floating: those of the noisiest layers.
         smooth: SmoothQuant's migration strength, 0 to 1 (0.5 is usual): outliers of channels move from the
             output of a norm into the weights of the linear layers that read it.
         fold: fold batch norms into the convolution before them, where outputs stay the same.
@@ -88,7 +81,7 @@ def quantize(
             already, inputs or weights with NaN or Inf, ``symmetric=False``. The model is as it was then, as
             it is after an interruption.
     """
-    way = _Way(method, activations, percentile, min_sqnr, when)
+    way = Way(method, activations, percentile, min_sqnr, budget, when)
     _check(model, way, symmetric, smooth, batches is None)
     kept = None if batches is None else checked_batches(batches)
     network, said = unwrap(model), progress or _silent
@@ -116,26 +109,28 @@ def quantize(
                     if moved:
                         seen = observe(network, layers, kept, lambda _: None)
             twins = {name: _twin(name, layer, seen.get(name), way) for name, layer in layers.items()}
+            spared: set[str] = set()
             if kept is not None:
                 reached = {name: twin for name, twin in twins.items() if twin is not None and name in seen}
                 noises = compare(network, layers, reached, kept[:_COMPARED])
+                spared = _noisiest(layers, noises, budget)
                 times = _times(layers, reached, seen, said) if when == "faster" else {}
     except BaseException:
         for each in reversed(undo):
             each()
         raise
     rows = [
-        _store(name, layer, twins[name], way, (noises.get(name), times.get(name)))
+        store(name, layer, twins[name], way, (noises.get(name), times.get(name)), is_spared=name in spared)
         for name, layer in layers.items()
     ]
-    return _report(network, [*rows, *left], folded)
+    return report_of(network, [*rows, *left], folded)
 
 
 def _silent(_: str) -> None:
     pass
 
 
-def _check(model: nn.Module, way: _Way, symmetric: bool, smooth: float | None, without: bool) -> None:
+def _check(model: nn.Module, way: Way, symmetric: bool, smooth: float | None, without: bool) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"quantize needs a torch.nn.Module, not {type(model).__name__}")
     if way.method not in METHODS:
@@ -151,11 +146,17 @@ def _check(model: nn.Module, way: _Way, symmetric: bool, smooth: float | None, w
         raise ValueError(f"when must be 'faster' or 'always', not {way.when!r}")
     if not 50 < way.percentile <= 100:
         raise ValueError(f"percentile must be above 50, up to 100, not {way.percentile}")
+    if not 0 <= way.budget <= 1:
+        raise ValueError(f"budget is a share of weights, from 0 to 1, not {way.budget}")
     if smooth is not None and not 0 <= smooth <= 1:
         raise ValueError(f"smooth is a strength from 0 to 1, not {smooth}")
-    if without and (way.activations == "static" or smooth is not None):
-        what = "activations='static'" if way.activations == "static" else "smooth"
-        raise ValueError(f"{what} needs batches to calibrate on")
+    needing = {
+        "activations='static'": way.activations == "static",
+        "smooth": smooth is not None,
+        "budget": way.budget > 0,
+    }
+    if without and any(needing.values()):
+        raise ValueError(f"{next(k for k, asked in needing.items() if asked)} needs batches to calibrate on")
 
 
 def _try(model: nn.Module, batch: Any) -> None:
@@ -197,9 +198,9 @@ def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], li
     chosen, left = {}, []
     for name, layer in every.items():
         if layer.is_int8:
-            left.append(_row(name, layer, done=False, reason="int8 already"))
+            left.append(row_of(name, layer, done=False, reason="int8 already"))
         elif any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
-            left.append(_row(name, layer, done=False, reason="kept floating by skip"))
+            left.append(row_of(name, layer, done=False, reason="kept floating by skip"))
         else:
             try:
                 quantize_rows(layer.values)
@@ -211,7 +212,7 @@ def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], li
     return chosen, left
 
 
-def _twin(name: str, layer: Layer, seen: Seen | None, way: _Way) -> Layer | None:
+def _twin(name: str, layer: Layer, seen: Seen | None, way: Way) -> Layer | None:
     """An int8 copy; ``None``: no batch reached a layer whose scale batches tell."""
     twin = copy.deepcopy(layer)
     for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
@@ -223,6 +224,18 @@ def _twin(name: str, layer: Layer, seen: Seen | None, way: _Way) -> Layer | None
     limit = threshold(seen.observer, way.method, way.percentile)
     scale = max(limit / LEVELS, torch.finfo(torch.float32).tiny) if limit > 0 else 1.0
     return twin.to_int8("static", scale)
+
+
+def _noisiest(layers: dict[str, Layer], noises: dict[str, Noise], budget: float) -> set[str]:
+    """The layers that stay floating for accuracy: of the least SQNR, up to a share of all weights."""
+    left = budget * sum(layer.values.numel() for layer in layers.values())
+    spared = set()
+    for name in sorted(noises, key=lambda each: noises[each].sqnr):
+        if layers[name].values.numel() > left:
+            break
+        left -= layers[name].values.numel()
+        spared.add(name)
+    return spared
 
 
 def _times(
@@ -244,55 +257,3 @@ def _times(
             pairs.append((known[key], times))
         found[name] = Pair(sum(p.dense * n for p, n in pairs), sum(p.sparse * n for p, n in pairs))
     return found
-
-
-def _store(
-    name: str,
-    layer: Layer,
-    twin: Layer | None,
-    way: _Way,
-    measured: tuple[Noise | None, Pair | None],
-) -> Row:
-    """Make a layer what its twin is, or say why not."""
-    noise, times = measured
-    told = []
-    if noise is not None:
-        told.append(f"SQNR {noise.sqnr:.1f} dB")
-    if times is not None:
-        told.append(f"floating {in_units(times.dense)}, int8 {in_units(times.sparse)}")
-    if twin is None:
-        return _row(
-            name, layer, done=False, reason="no batch reached it: it has no scale, and stays floating"
-        )
-    if noise is not None and noise.sqnr < way.min_sqnr:
-        return _row(name, layer, done=False, reason=f"{told[0]}, below {way.min_sqnr:g}: stays floating")
-    if times is not None and times.sparse > TIE * times.dense:
-        return _row(name, layer, done=False, reason=f"{'; '.join(told)}: stays floating")
-    before = _bytes(layer)
-    scale = twin._buffers.get("input_scale")
-    if way.activations == "static" and scale is not None:
-        told.insert(0, f"input scale {float(scale):.3g}")
-    layer.to_int8(
-        way.activations, float(scale) if way.activations == "static" and scale is not None else None
-    )
-    return _row(name, layer, done=True, reason="; ".join(told), before=before)
-
-
-def _bytes(layer: Layer) -> int:
-    return sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
-
-
-def _row(name: str, layer: Layer, *, done: bool, reason: str, before: int = 0) -> Row:
-    size = _bytes(layer)
-    shape = tuple(layer.weight.shape)
-    return Row(name, type(layer).__name__, shape, done, reason, 0.5, before or size, size)
-
-
-def _report(model: nn.Module, rows: list[Row], folded: list[str]) -> Report:
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    for name in folded:
-        reason = "folded into the convolution before it"
-        rows.append(
-            Row(name, "BatchNorm2d", (), done=False, reason=reason, kept=1.0, bytes_before=0, bytes_after=0)
-        )
-    return Report(tuple(sorted(rows, key=lambda row: order.get(row.name, 0))), "quantized")

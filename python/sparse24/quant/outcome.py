@@ -1,0 +1,81 @@
+"""What becomes of each layer: int8, or floating for a reason; and the rows that say so."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from ..choose.measured import TIE
+from ..report import Report, Row
+from ..timing import Pair, in_units
+from .watching import Layer, Noise
+
+
+class Way(NamedTuple):
+    """How layers become int8."""
+
+    method: str
+    activations: str | None
+    percentile: float
+    min_sqnr: float
+    budget: float
+    when: str
+
+
+def store(
+    name: str,
+    layer: Layer,
+    twin: Layer | None,
+    way: Way,
+    measured: tuple[Noise | None, Pair | None],
+    *,
+    is_spared: bool,
+) -> Row:
+    """Make a layer what its twin is, or say why not."""
+    noise, times = measured
+    told = []
+    if noise is not None:
+        told.append(f"SQNR {noise.sqnr:.1f} dB")
+    if times is not None:
+        told.append(f"floating {in_units(times.dense)}, int8 {in_units(times.sparse)}")
+    if twin is None:
+        return row_of(
+            name, layer, done=False, reason="no batch reached it: it has no scale, and stays floating"
+        )
+    if is_spared:
+        return row_of(
+            name, layer, done=False, reason=f"{told[0]}: among the noisiest, stays floating by budget"
+        )
+    if noise is not None and noise.sqnr < way.min_sqnr:
+        return row_of(name, layer, done=False, reason=f"{told[0]}, below {way.min_sqnr:g}: stays floating")
+    if times is not None and times.sparse > TIE * times.dense:
+        return row_of(name, layer, done=False, reason=f"{'; '.join(told)}: stays floating")
+    before = _bytes(layer)
+    scale = twin._buffers.get("input_scale")
+    if way.activations == "static" and scale is not None:
+        told.insert(0, f"input scale {float(scale):.3g}")
+    layer.to_int8(
+        way.activations, float(scale) if way.activations == "static" and scale is not None else None
+    )
+    return row_of(name, layer, done=True, reason="; ".join(told), before=before)
+
+
+def _bytes(layer: Layer) -> int:
+    return sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
+
+
+def row_of(name: str, layer: Layer, *, done: bool, reason: str, before: int = 0) -> Row:
+    size = _bytes(layer)
+    shape = tuple(layer.weight.shape)
+    return Row(name, type(layer).__name__, shape, done, reason, 0.5, before or size, size)
+
+
+def report_of(model: nn.Module, rows: list[Row], folded: list[str]) -> Report:
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    for name in folded:
+        reason = "folded into the convolution before it"
+        rows.append(
+            Row(name, "BatchNorm2d", (), done=False, reason=reason, kept=1.0, bytes_before=0, bytes_after=0)
+        )
+    return Report(tuple(sorted(rows, key=lambda row: order.get(row.name, 0))), "quantized")
