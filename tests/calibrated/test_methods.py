@@ -153,3 +153,23 @@ def test_what_does_not_fit_is_refused(change: dict[str, Tensor], error: type[Exc
     given = {"weight": torch.zeros(3, 8), "factor": torch.eye(8), "mask": None, **change}
     with pytest.raises(error, match=text):
         sparsegpt.sparsegpt_(**given)
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-12, 1e12, 1e17])
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_the_size_of_inputs_does_not_matter(method: str, size: float) -> None:
+    weight, moments = problem(24, 32)
+    mask, updated = methods.prune_matrix(weight, moments, method, 5)
+    other_mask, other = methods.prune_matrix(weight, moments * size * size, method, 5)
+    assert (mask == other_mask).float().mean() > 0.99
+    assert bool(other.isfinite().all())
+    assert (updated - other).norm() < 0.1 * updated.norm()
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_inputs_of_next_to_nothing_leave_finite_weights(method: str) -> None:
+    weight = torch.randn(24, 32)
+    mask, updated = methods.prune_matrix(weight, torch.full((32, 32), 1e-44), method, 5)
+    assert bool(updated.isfinite().all())
+    assert masks.is_sparse24(updated)
+    assert int(mask.sum()) == weight.numel() // 2

@@ -167,6 +167,17 @@ UPDATES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"sparsegpt": sparseg
 METHODS = (*UPDATES, *MASKS)
 
 
+def _of_size_one(moments: Tensor) -> Tensor:
+    """H over the mean of its diagonal, which no method depends on and float32 may: inputs can be minute.
+
+    The identity where that is nothing, or so little that it is only rounding.
+    """
+    mean = float(moments.diagonal().mean())
+    if mean <= 64 * torch.finfo(moments.dtype).tiny:
+        return torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    return moments / mean
+
+
 def prune_matrix(
     weight: Tensor,
     moments: Tensor,
@@ -183,7 +194,7 @@ def prune_matrix(
         left: what weights are fitted to, where a bias takes up the mean of the error: the covariance of the
             inputs. ``None``: ``moments``.
     """
-    fitted_to = moments if left is None else left
+    fitted_to = _of_size_one(moments if left is None else left)
     if method in UPDATES:
         kept, updated = UPDATES[method](weight, fitted_to, mask)
     else:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..choose.example import calls_of, record
 from ..choose.measured import Chooser
+from ..masks import magnitude_mask
 from ..nn.convertible import why_not_sparse
 from ..pruning.layers import is_transposed_linear, stays_dense
 from ..pruning.prunable import unwrap
@@ -23,7 +24,6 @@ from ..report import Row
 from ..timing import Pair, in_units, interleaved_medians
 from .blocks import checked_batches, main_output, trace
 from .matrices import Matrix, matrices_of
-from .methods import prune_matrix
 from .plan import Plan, plan_for
 from .trade_off import Sensitivity
 
@@ -149,7 +149,7 @@ def _pruned(matrices: Sequence[Matrix]) -> Iterator[None]:
     try:
         for matrix in matrices:
             weight = matrix.read()
-            matrix.write(prune_matrix(weight, weight.new_empty(0), "magnitude", 0)[1])
+            matrix.write(torch.where(magnitude_mask(weight), weight, 0.0))
         yield
     finally:
         for key, parameter in parameters.items():
@@ -182,7 +182,7 @@ def _twin(name: str, layer: nn.Module, plan: Plan) -> nn.Module | None:
     twin = copy.deepcopy(layer)
     for matrix in (m for m in matrices_of(name, twin) if m.name in plan.parameters):
         weight = matrix.read()
-        matrix.write(prune_matrix(weight, weight.new_empty(0), "magnitude", 0)[1])
+        matrix.write(torch.where(magnitude_mask(weight), weight, 0.0))
     return None if why_not_sparse(twin, None) else twin
 
 
