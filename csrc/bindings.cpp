@@ -36,14 +36,16 @@ Weight weight_of(const WeightArguments& a) {
   return {at<void>(values), at<std::uint8_t>(indices), dtype_of(dtype), rows, padded, at<float>(scale)};
 }
 
-// (precision, quantize, input_scale): how exactly float32 is multiplied, and what becomes of x before int8
-using ModeArguments = std::tuple<int, int, float>;
+// (precision, quantize, input_scale, output_scale): how exactly float32 is multiplied, what becomes of x before int8,
+// and of y
+using ModeArguments = std::tuple<int, int, float, float>;
 
 template <typename Product>
 Product with_mode(Product product, const ModeArguments& mode) {
   product.precision = static_cast<Precision>(std::get<0>(mode));
   product.quantize = static_cast<Quantize>(std::get<1>(mode));
   product.input_scale = std::get<2>(mode);
+  product.output_scale = std::get<3>(mode);
   return product;
 }
 

@@ -41,7 +41,7 @@ struct Torch {
   PyObject* make;      // (sizes, strides, dtype) to a tensor; None: this torch has no such function
   // names in a layer's __dict__ and below
   PyObject *parameters, *buffers, *values, *indices, *bias, *activation, *in_features, *in_channels, *window;
-  PyObject *weight_scale, *input_scale;  // of int8 storage
+  PyObject *weight_scale, *input_scale, *output_scale;  // of int8 storage
   PyObject *is_neg, *requires_grad;      // names of methods and attributes
   PyObject* precision;                   // ("matmul" or "conv") to a number of the enum; None: all multiply float32
   PyObject *matmul, *conv;
@@ -76,6 +76,7 @@ void fill(Torch& t) {
   t.bias = PyUnicode_InternFromString("bias");
   t.weight_scale = PyUnicode_InternFromString("weight_scale");
   t.input_scale = PyUnicode_InternFromString("input_scale");
+  t.output_scale = PyUnicode_InternFromString("output_scale");
   t.matmul = PyUnicode_InternFromString("matmul");
   t.conv = PyUnicode_InternFromString("conv");
   t.precision = py::object(py::module_::import("sparse24.ops.precision").attr("reader")()).release().ptr();
@@ -246,6 +247,7 @@ struct Layer {
     if (values == nullptr || bias == nullptr || indices == nullptr) return PyErr_Clear(), false;
     weight_scale = PyDict_GetItemWithError(buffers, t.weight_scale);
     input_scale = PyDict_GetItemWithError(buffers, t.input_scale);
+    if (PyDict_GetItemWithError(buffers, t.output_scale) != nullptr) return false;  // y is int8: the long way
     return PyErr_Occurred() == nullptr || (PyErr_Clear(), false);
   }
 };

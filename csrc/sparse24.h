@@ -128,8 +128,9 @@ struct Weight {
 enum class Precision { kHighest, kHigh, kMedium };
 
 // What becomes of x before it meets an int8 weight: nothing, or int8, to nearest, with input_scale or with a scale
-// of its own for every token (for every image of a convolution): its largest magnitude over 127.
-enum class Quantize { kNone, kByToken, kByScale };
+// of its own for every token (for every image of a convolution): its largest magnitude over 127. kGiven: x is int8
+// already, by input_scale.
+enum class Quantize { kNone, kByToken, kByScale, kGiven };
 
 // y [n, m] = activation(x [n, k] W^T + bias). x rows have x_stride elements between them. Sums are float32, and
 // int32 where both are int8. A token or a weight that is not finite makes its token's or its row's outputs NaN or
@@ -147,7 +148,8 @@ struct Linear {
   int threads;  // at most; fewer where they do not pay. Results do not depend on it
   Precision precision = Precision::kHighest;
   Quantize quantize = Quantize::kNone;  // of an int8 weight
-  float input_scale = 0;                // of kByScale
+  float input_scale = 0;                // of kByScale and kGiven
+  float output_scale = 0;               // positive: y is int8 by it, rounded from `dtype`
   const float* x_scale = nullptr;       // [n], for the kernels: x is int8 already, with a scale a token
 };
 void linear(const Linear& args);
@@ -169,6 +171,7 @@ struct Conv2d {
   Precision precision = Precision::kHighest;
   Quantize quantize = Quantize::kNone;
   float input_scale = 0;
+  float output_scale = 0;
   const float* x_scale = nullptr;  // [batch * output pixels], for the kernels
 };
 void conv2d(const Conv2d& args);

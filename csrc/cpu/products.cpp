@@ -72,26 +72,32 @@ void checked(const Weight& weight, Product product) {
   if (!product()) check_indices(weight.indices, weight.rows, weight.padded);
 }
 
-// Rows of `cols` numbers, x_stride apart, as int8, with a scale each: input_scale, or its own. 16-bit rows are
-// widened first, one at a time.
+// Rows of `cols` numbers, x_stride apart, as int8 in `to`, with a scale each in `scales` (null: nowhere): `scale`, or
+// where that is 0 their own. 16-bit rows are widened first, one at a time.
+void quantize_rows(const void* x, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t x_stride, float scale,
+                   int threads, std::int8_t* to, float* scales) {
+  const int usable = static_cast<int>(std::min<std::int64_t>(cpu::usable_threads(threads), rows * cols / 32768 + 1));
+#pragma omp parallel for schedule(static) num_threads(usable) if (usable > 1)
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const void* from = at(x, dtype, row * x_stride);
+    if (dtype != DType::kFloat32) {
+      float* wide = cpu::scratch(cpu::Scratch::kRow, cols);
+      cpu::kernels().widen(from, dtype, cols, wide);
+      from = wide;
+    }
+    const float used = cpu::kernels().quantize(static_cast<const float*>(from), cols, scale, to + row * cols);
+    if (scales != nullptr) scales[row] = used;
+  }
+}
+
+// An input as int8.
 class Quantized {
  public:
   Quantized(const void* x, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t x_stride, float input_scale,
             int threads)
       : rows_(new std::int8_t[static_cast<std::size_t>(rows * cols)]),
         scales_(new float[static_cast<std::size_t>(rows)]) {
-    const int usable = static_cast<int>(std::min<std::int64_t>(cpu::usable_threads(threads), rows * cols / 32768 + 1));
-#pragma omp parallel for schedule(static) num_threads(usable) if (usable > 1)
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const void* from = at(x, dtype, row * x_stride);
-      if (dtype != DType::kFloat32) {
-        float* wide = cpu::scratch(cpu::Scratch::kRow, cols);
-        cpu::kernels().widen(from, dtype, cols, wide);
-        from = wide;
-      }
-      scales_[static_cast<std::size_t>(row)] =
-          cpu::kernels().quantize(static_cast<const float*>(from), cols, input_scale, rows_.get() + row * cols);
-    }
+    quantize_rows(x, dtype, rows, cols, x_stride, input_scale, threads, rows_.get(), scales_.get());
   }
   const std::int8_t* rows() const { return rows_.get(); }
   const float* scales() const { return scales_.get(); }
@@ -100,6 +106,17 @@ class Quantized {
   std::unique_ptr<std::int8_t[]> rows_;
   std::unique_ptr<float[]> scales_;
 };
+
+// A product whose y, [rows][cols] of its dtype, becomes int8 by its output_scale.
+template <typename Args>
+void through_dtype(const Args& args, std::int64_t rows, std::int64_t cols, void (*product)(const Args&)) {
+  const std::unique_ptr<std::byte[]> y(new std::byte[static_cast<std::size_t>(rows * cols) * bytes_of(args.dtype)]);
+  Args inner = args;
+  inner.y = y.get(), inner.output_scale = 0;
+  product(inner);
+  auto* to = static_cast<std::int8_t*>(args.y);
+  quantize_rows(y.get(), args.dtype, rows, cols, cols, args.output_scale, args.threads, to, nullptr);
+}
 
 // A product of float32 or 16 bits, or of int8 with scales: by tiles, by pairs, or widened to float32.
 void run_linear(const Linear& args) {
@@ -165,15 +182,25 @@ void check_int8(const Args& args) {
   const bool int8 = args.weight.dtype == DType::kInt8;
   if (int8 != (args.weight.scale != nullptr)) throw InvalidArgument("an int8 weight has a scale a row, and no other");
   if (args.quantize != Quantize::kNone && !int8) throw InvalidArgument("only for an int8 weight x becomes int8");
-  if (args.quantize == Quantize::kByScale && !(args.input_scale > 0 && std::isfinite(args.input_scale)))
+  const bool scaled = args.quantize == Quantize::kByScale || args.quantize == Quantize::kGiven;
+  if (scaled && !(args.input_scale > 0 && std::isfinite(args.input_scale)))
     throw InvalidArgument(message("input_scale must be positive and finite, not ", args.input_scale));
+  if (!(args.output_scale >= 0 && std::isfinite(args.output_scale)))
+    throw InvalidArgument(message("output_scale must be positive and finite, or 0, not ", args.output_scale));
 }
 
 }  // namespace
 
 void linear(const Linear& args) {
   check_int8(args);
+  if (args.output_scale > 0) return through_dtype(args, args.n, args.m, linear);
   if (args.quantize == Quantize::kNone) return run_linear(args);
+  if (args.quantize == Quantize::kGiven) {
+    const std::vector<float> scales(static_cast<std::size_t>(args.n), args.input_scale);
+    Linear given = args;
+    given.x_scale = scales.data();
+    return run_linear(given);
+  }
   const float scale = args.quantize == Quantize::kByScale ? args.input_scale : 0;
   const Quantized x(args.x, args.dtype, args.n, args.k, args.x_stride, scale, args.threads);
   Linear int8 = args;
@@ -187,7 +214,15 @@ void conv2d(const Conv2d& args) {
                       std::int64_t stride) { return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1; };
   const std::int64_t plane = out(args.height, args.pad_h, args.dilation_h, args.kernel_h, args.stride_h) *
                              out(args.width, args.pad_w, args.dilation_w, args.kernel_w, args.stride_w);
+  // Rows of int8 outputs are images, and their order of memory is y's.
+  if (args.output_scale > 0) return through_dtype(args, args.batch, plane * args.out_channels, conv2d);
   if (args.quantize == Quantize::kNone) return run_conv2d(args, args.batch * plane);
+  if (args.quantize == Quantize::kGiven) {
+    const std::vector<float> same(static_cast<std::size_t>(args.batch * plane), args.input_scale);
+    Conv2d given = args;
+    given.x_scale = same.data();
+    return run_conv2d(given, args.batch * plane);
+  }
   const float scale = args.quantize == Quantize::kByScale ? args.input_scale : 0;
   const std::int64_t image = args.height * args.width * args.in_channels;
   const Quantized x(args.x, args.dtype, args.batch, image, image, scale, args.threads);

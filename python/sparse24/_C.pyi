@@ -4,8 +4,9 @@ Pointers are addresses; ops has checked every argument.
 
 ``dtype`` and ``activation`` are the values of the enums in csrc/sparse24.h; a mask or bias of address 0
 is absent. ``weight`` is (values, indices, dtype, rows, padded, scale or 0), ``mode`` (precision, quantize,
-input_scale), ``shape`` (batch, in_channels, height, width) and ``window`` (kernel, stride, padding, dilation:
-height and width of each; groups). Products and masks let go of the interpreter lock while they run.
+input_scale, output_scale), ``shape`` (batch, in_channels, height, width) and ``window`` (kernel, stride,
+padding, dilation: height and width of each; groups). Products and masks let go of the interpreter lock while
+they run.
 ``call_linear`` and ``call_conv2d`` take a layer's __dict__, and return a tensor or ``NotImplemented``, having
 done nothing.
 
@@ -70,7 +71,7 @@ def linear(
     x_stride: int,
     activation: int,
     threads: int,
-    mode: tuple[int, int, float],
+    mode: tuple[int, int, float, float],
 ) -> None: ...
 def conv2d(
     weight: tuple[int, int, int, int, int, int],
@@ -83,7 +84,7 @@ def conv2d(
     channels_last: bool,
     activation: int,
     threads: int,
-    mode: tuple[int, int, float],
+    mode: tuple[int, int, float, float],
 ) -> None: ...
 def call_linear(input: Any, state: dict[str, Any], /) -> Any: ...
 def call_conv2d(input: Any, state: dict[str, Any], /) -> Any: ...

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: What ``activations`` of :meth:`~.compressed.CompressedModule.to_int8` may be.
 ACTIVATIONS = (None, "dynamic", "static")
 
+#: Buffers that stay float32. ``output_scale`` is in no state_dict: chains are made anew (``quant.chain``).
+_SCALES = ("weight_scale", "input_scale", "output_scale")
+
 #: Values that are widened when they are loaded.
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -68,6 +71,7 @@ def input_scale_of(activations: str | None, scale: float | None) -> float | None
 def store(layer: CompressedModule, values: Tensor, scale: Tensor, input_scale: Tensor | None) -> None:
     """Make int8 ``values`` and their scales the layer's storage."""
     layer.values = nn.Parameter(values, requires_grad=False)
+    layer._buffers.pop("output_scale", None)
     for name, tensor in (("weight_scale", scale), ("input_scale", input_scale)):
         layer._buffers.pop(name, None)
         if tensor is not None:
@@ -103,6 +107,27 @@ class _Exact(torch.autograd.Function):
         return None, grad
 
 
+def is_chained(layer: nn.Module, input: Tensor) -> bool:
+    """Whether the layer is given int8, or hands it on (``output_scale``, of the layer that follows)."""
+    return input.dtype == torch.int8 or dict.get(layer.__dict__["_buffers"], "output_scale") is not None
+
+
+def _chained_scales(layer: CompressedModule, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """weight_scale, input_scale, output_scale.
+
+    Raises:
+        TypeError: an int8 input for a layer whose scale is not static.
+    """
+    weight_scale, input_scale = scales_of(layer)
+    is_known = input_scale is not None and not (input_scale.is_meta or torch.compiler.is_compiling())
+    if input_scale is None or (is_known and not float(input_scale) > 0):
+        raise TypeError(
+            "an int8 input is for layers whose activations are static, with the scale that it was made by; "
+            f"this {type(layer).__name__} takes floating inputs"
+        )
+    return weight_scale, input_scale, layer._buffers.get("output_scale")
+
+
 def _wants_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -110,6 +135,11 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 def linear(layer: SparseLinear, input: Tensor) -> Tensor:
     """The product; gradients are those of the dequantized weight, straight through the input's rounding."""
     values, indices, bias = layer._operands()
+    if is_chained(layer, input):
+        weight_scale, input_scale, output_scale = _chained_scales(layer, input)
+        dtype = layer._float_dtype if input.dtype == torch.int8 else input.dtype
+        scaled = (values, indices, weight_scale, input_scale)
+        return ops.int8_linear_chained(input, *scaled, bias, layer.activation, output_scale, dtype)
     weight = (values, indices, *scales_of(layer))
     if not _wants_grad(input, bias):
         return ops.int8_linear(input, *weight, bias, layer.activation)
@@ -122,6 +152,13 @@ def linear(layer: SparseLinear, input: Tensor) -> Tensor:
 def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
     """The convolution, with gradients as :func:`linear` has them."""
     values, indices, bias = layer._operands()
+    if is_chained(layer, input):
+        weight_scale, input_scale, output_scale = _chained_scales(layer, input)
+        dtype = layer._float_dtype if input.dtype == torch.int8 else input.dtype
+        scaled = (values, indices, weight_scale, input_scale)
+        return ops.int8_conv2d_chained(
+            input, scaled, bias, layer._window, layer.activation, output_scale, dtype
+        )
     weight = (values, indices, *scales_of(layer))
     if not _wants_grad(input, bias):
         return ops.int8_conv2d(input, *weight, bias, layer.activation, layer._window)
@@ -138,12 +175,14 @@ def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
 
 def before_cast(layer: CompressedModule) -> tuple[Tensor, ...] | None:
     """The scales of an int8 layer that is about to be moved or cast; ``None``: it is not int8."""
-    return tuple(s for s in scales_of(layer) if s is not None) if is_int8(layer) else None
+    held = (layer._buffers.get(name) for name in _SCALES)
+    return tuple(s for s in held if s is not None) if is_int8(layer) else None
 
 
 def after_cast(layer: CompressedModule, kept: tuple[Tensor, ...], fn: Any) -> None:
     """Scales stay float32, whatever the network is cast to; what the dense weight would be is remembered."""
-    for name, old in zip(("weight_scale", "input_scale"), kept, strict=False):
+    held = [name for name in _SCALES if layer._buffers.get(name) is not None]
+    for name, old in zip(held, kept, strict=True):
         new = layer._buffers[name]
         assert new is not None
         if new.dtype != torch.float32:
@@ -214,7 +253,7 @@ def _be_floating(layer: CompressedModule) -> None:
         return
     own = layer.values
     layer.values = nn.Parameter(torch.zeros(own.shape, dtype=layer._float_dtype, device=own.device), False)
-    for name in ("weight_scale", "input_scale"):
+    for name in _SCALES:
         layer._buffers.pop(name, None)
 
 

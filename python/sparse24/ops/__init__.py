@@ -11,6 +11,7 @@ from .. import _C
 from .conv2d import Window, conv2d, conv2d_torch, geometry_of
 from .cuda import operators as operators  # registers
 from .int8 import check_scales, dequantized, int8_conv2d, int8_linear
+from .int8_chain import int8_conv2d_chained, int8_linear_chained
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
@@ -41,7 +42,9 @@ __all__ = [
     "first_crowded",
     "geometry_of",
     "int8_conv2d",
+    "int8_conv2d_chained",
     "int8_linear",
+    "int8_linear_chained",
     "kept_columns",
     "linear",
     "linear_torch",

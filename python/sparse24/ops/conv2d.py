@@ -104,7 +104,7 @@ def _conv2d_cpu(
 ) -> Tensor:  # fmt: skip
     check_conv2d(input, values, indices, bias, kernel_size, stride, padding, dilation, groups, activation)
     window = (*kernel_size, *stride, *padding, *dilation, groups)
-    mode = (precision.for_product("conv", input.dtype), 0, 0.0)
+    mode = (precision.for_product("conv", input.dtype), 0, 0.0, 0.0)
     return run_conv2d(input, weight_arguments(values, indices), bias, window, activation, mode)
 
 

@@ -170,13 +170,13 @@ def int8_conv2d_torch(
 
 def _mode(kind: str, dtype: torch.dtype, input_scale: Tensor | None) -> Mode:
     if input_scale is None:
-        return precision.for_product(kind, dtype), _NONE, 0.0
+        return precision.for_product(kind, dtype), _NONE, 0.0, 0.0
     scale = float(input_scale)
     torch._check_value(
         0 <= scale < math.inf,
         lambda: f"input_scale must be 0 (a scale for every token) or positive and finite, not {scale}",
     )
-    return 0, _BY_TOKEN if scale == 0 else _BY_SCALE, scale
+    return 0, _BY_TOKEN if scale == 0 else _BY_SCALE, scale, 0.0
 
 
 def _int8_linear_cpu(

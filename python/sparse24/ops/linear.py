@@ -49,7 +49,7 @@ def _linear_cpu(
     check_linear(input, values, indices, bias, activation)
     if input.shape[-1] == 0:
         return linear_torch(input, values, indices, bias, activation)
-    mode = (precision.for_product("matmul", input.dtype), 0, 0.0)
+    mode = (precision.for_product("matmul", input.dtype), 0, 0.0, 0.0)
     return run_linear(input, weight_arguments(values, indices), bias, activation, mode)
 
 

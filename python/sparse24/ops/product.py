@@ -70,8 +70,8 @@ def check_product(
 
 #: (values, indices, dtype, rows, padded, scale) as the extension takes a weight.
 WeightArguments = tuple[int, int, int, int, int, int]
-#: (precision, quantize, input_scale), which say how; see csrc/sparse24.h.
-Mode = tuple[int, int, float]
+#: (precision, quantize, input_scale, output_scale), which say how; see csrc/sparse24.h.
+Mode = tuple[int, int, float, float]
 
 
 def weight_arguments(

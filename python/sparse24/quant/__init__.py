@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .chain import chain
 from .compressed_tensors import from_compressed_tensors
 from .qat import convert, prepare_qat
 from .quantize import quantize
 from .reference import reference
 
-__all__ = ["convert", "from_compressed_tensors", "prepare_qat", "quantize", "reference"]
+__all__ = ["chain", "convert", "from_compressed_tensors", "prepare_qat", "quantize", "reference"]

@@ -109,19 +109,27 @@ def apply_checked(
 ) -> tuple[list[str], list[Undo]]:
     """Make all changes; where outputs then differ, one after the other, those that change nothing."""
     undo = [change() for change in changes.values()]
-    if not undo or not differs(before, outputs_of(model, batch)):
+    if not undo or not _differs(model, batch, before):
         return list(changes), undo
     for each in reversed(undo):
         each()
     kept, undo = [], []
     for name, change in changes.items():
         back = change()
-        if differs(before, outputs_of(model, batch)):
+        if _differs(model, batch, before):
             back()
         else:
             kept.append(name)
             undo.append(back)
     return kept, undo
+
+
+def _differs(model: nn.Module, batch: Any, before: list[Tensor]) -> bool:
+    """Whether the network now returns something else, or fails."""
+    try:
+        return differs(before, outputs_of(model, batch))
+    except (RuntimeError, TypeError, ValueError):
+        return True
 
 
 def _fold(model: nn.Module, convolution: Any, name: str) -> Undo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 from torch import nn
@@ -69,6 +70,13 @@ def row_of(name: str, layer: Layer, *, done: bool, reason: str, before: int = 0)
     size = _bytes(layer)
     shape = tuple(layer.weight.shape)
     return Row(name, type(layer).__name__, shape, done, reason, 0.5, before or size, size)
+
+
+def row_chained(row: Row, chained: dict[str, str]) -> Row:
+    """A row that says to which layer int8 is handed on."""
+    if row.name not in chained:
+        return row
+    return dataclasses.replace(row, reason=f"{row.reason}; hands on int8 to {chained[row.name]}")
 
 
 def report_of(model: nn.Module, rows: list[Row], folded: list[str]) -> Report:

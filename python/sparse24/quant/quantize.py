@@ -20,9 +20,10 @@ from ..pruning.prunable import unwrap
 from ..pruning.running import quiet, run_batch
 from ..report import Report, Row
 from ..timing import Pair
+from .chain import chain
 from .folding import Undo, fold_batch_norms, migrate_outliers
 from .observers import LEVELS, METHODS, threshold
-from .outcome import Way, report_of, row_of, store
+from .outcome import Way, report_of, row_chained, row_of, store
 from .watching import Layer, Noise, Seen, compare, observe
 
 Progress = Callable[[str], None]
@@ -49,8 +50,9 @@ def quantize(
     """Make the compressed layers of ``model`` int8, in place: first sparse, then quantized.
 
     Weights are symmetric, rounded to nearest, with a scale for each output channel, so zeros stay exact and
-    2:4 stays 2:4. Dense 2:4 layers are compressed first. Outputs keep the network's dtype. The same
-    state_dict loads on a CPU and on a GPU.
+    2:4 stays 2:4. Dense 2:4 layers are compressed first. Outputs keep the network's dtype, but between two
+    static layers of which one directly follows the other (:func:`~sparse24.quant.chain`). The same state_dict
+    loads on a CPU and on a GPU.
 
     Args:
         model: converted by :func:`sparse24.to_sparse`, or pruned to 2:4 and dense. It is for inference then.
@@ -123,6 +125,9 @@ def quantize(
         store(name, layer, twins[name], way, (noises.get(name), times.get(name)), is_spared=name in spared)
         for name, layer in layers.items()
     ]
+    if activations == "static" and kept is not None:
+        chained = dict(chain(network, kept[0]))
+        rows = [row_chained(row, chained) for row in rows]
     return report_of(network, [*rows, *left], folded)
 
 
