@@ -85,8 +85,9 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
     pure = torch.func.functionalize(run, remove="mutations")
-    inputs = [leaves[place] for place in places]
-    module = make_fx(pure)([tensor.detach() for tensor in own.values()], inputs)
+    written = {id(buffer) for buffer in model.buffers()}  # copies of what a pass writes, buffers and inputs
+    tensors = [t.detach().clone() if id(t) in written else t.detach() for t in own.values()]
+    module = make_fx(pure)(tensors, [leaves[place].clone() for place in places])
     placeholders = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     return Captured(module.graph, dict(zip(placeholders, own, strict=False)))
 

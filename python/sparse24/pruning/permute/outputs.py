@@ -49,7 +49,7 @@ def outputs_of(model: nn.Module, example: Any, *, doubled: bool | None = None) -
 
 
 def _as_it_is(model: nn.Module, example: Any) -> list[Any]:
-    args, kwargs = arguments_of(example)
+    args, kwargs = tree_map_only(Tensor, Tensor.clone, arguments_of(example))  # a pass may write its inputs
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         return _leaves(model(*args, **kwargs))
@@ -61,7 +61,8 @@ def _as_it_is(model: nn.Module, example: Any) -> list[Any]:
 
 def _in_double(model: nn.Module, example: Any) -> list[Any]:
     def double(tensor: Tensor) -> Tensor:
-        return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(dtype, copy=True)
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     args, kwargs = tree_map_only(Tensor, double, arguments_of(example))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..layers import not_plain
+from ..sharding import is_sharded
 from .capture import Captured
 from .channels import Channels, Ints
 from .flow import Flow
@@ -113,8 +114,10 @@ class Walk:
                 for g in range(groups)
             ]
         reason = not_plain(tensor) or self._shared.get(id(tensor), "")
-        if tensor.device.type == "meta":
-            reason = "on the meta device"
+        if is_sharded(tensor):
+            reason = "its shards are on several devices"
+        elif any(n > 1 and step == 0 for n, step in zip(shape, tensor.stride(), strict=True)):
+            reason = "several of its numbers are one in memory"
         for axis in axes:
             self.channels.present(axis.elements)
             if reason:
@@ -141,7 +144,10 @@ class Walk:
             found: list[Value] = [_Opaque(()) for _ in shapes]
         else:
             rule: Callable[[Flow, Call], Any] = RULES.get(name, unknown)
-            found = list(rule(self._flow, call))
+            try:
+                found = list(rule(self._flow, call))
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+                found = unknown(self._flow, call)  # arguments that the rule does not know, of another torch
             order = _order_of(call, found)
             found = [replace(value, order=value.order or order) for value in found]
         return found if several else found[0]
