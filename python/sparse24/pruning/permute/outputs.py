@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ..running import as_it_was
 from .capture import Captured, arguments_of
 
 #: Largest difference over the largest size, by the narrowest dtype that a network computes in: the sums of a
@@ -27,13 +28,14 @@ class Outputs(NamedTuple):
 def outputs_of(model: nn.Module, example: Any, *, doubled: bool | None = None) -> Outputs:
     """What a network gives: in float64 where that runs and fits into memory, else in its own dtype.
 
-    Random numbers are the same ones every time, and no random state is changed. Buffers that a call in
-    float64 writes are copies.
+    Random numbers are the same ones every time, and no random state is changed. What a call
+    leaves in buffers and attributes is taken back.
 
     Args:
         doubled: as another time; ``None``: find out.
     """
-    with torch.no_grad(), torch.random.fork_rng(_devices(model)), warnings.catch_warnings():
+    states = torch.random.fork_rng(_devices(model))
+    with torch.no_grad(), states, as_it_was(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(24)
         if doubled is None:
