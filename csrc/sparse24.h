@@ -100,6 +100,11 @@ struct ColumnSearch {
 };
 void search_columns(const ColumnSearch& search);
 
+// The sum of the two largest of every four columns, taken in an order (null: as they lie), over all rows; a last group
+// may be shorter.
+double kept_sum(const float* score, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
+                const std::int64_t* order, int threads);
+
 // ---- products on the CPU ----
 
 // The instruction set whose kernels run: the best that the machine has, or SPARSE24_CPU_ISA ("amx",

@@ -60,6 +60,7 @@ def search_columns(
     order: int,
     threads: int,
 ) -> None: ...
+def kept_sum(score: int, rows: int, cols: int, row_stride: int, order: int, threads: int) -> float: ...
 def linear(
     weight: tuple[int, int, int, int, int, int],
     dtype: int,

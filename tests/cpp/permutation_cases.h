@@ -95,6 +95,8 @@ inline void test_search() {
   bool ok = order == again && std::is_permutation(order.begin(), order.end(), own.begin(), own.end());
   for (std::size_t i = 0; i < order.size(); ++i) ok = ok && order[i] / block == own[i] / block;
   const double before = kept(score, rows, own), after = kept(score, rows, order);
+  ok = ok && std::abs(kept_sum(score.data(), rows, cols, cols, order.data(), 2) - after) <= 1e-9 * (1 + after);
+  ok = ok && std::abs(kept_sum(score.data(), rows, cols, cols, nullptr, 1) - before) <= 1e-9 * (1 + before);
   ok = ok && after >= before * (1 - 1e-6) && (rows < 9 || block < 20 || after > before * 1.005);
   expect(ok, message("column search ", rows, "x", cols, " in blocks of ", block, ": ", before, " to ", after));
 }

@@ -105,3 +105,29 @@ def test_it_can_be_interrupted() -> None:
 def test_bad_scores(score: Tensor, how: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message.replace("\\", ""))):
         ops.search_columns(score, **how)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 4), (5, 23), (300, 257), (7, 2), (4, 0)])
+def test_what_an_order_keeps(shape: tuple[int, int]) -> None:
+    score = torch.randn(shape).abs()
+    order = torch.randperm(shape[1])
+    expected = (
+        float(score[:, order][masks.magnitude_mask(score[:, order])].double().sum()) if score.numel() else 0.0
+    )
+    assert ops.kept_sum(score, order) == pytest.approx(expected, rel=1e-12)
+    assert ops.kept_sum(score[:, order]) == ops.kept_sum(score, order)
+
+
+@pytest.mark.parametrize(
+    ("score", "order", "error", "message"),
+    [
+        (torch.rand(4, 8).half(), None, TypeError, "float32 scores and an int64 order, not torch.float16"),
+        (torch.rand(4, 8), torch.arange(8).int(), TypeError, "not torch.float32 and torch.int32"),
+        (torch.rand(8), None, ValueError, "scores [rows, K], not (8,)"),
+        (torch.rand(4, 8), torch.arange(7), ValueError, "a permutation of the 8 columns, not (7,)"),
+        (torch.rand(4, 8), torch.zeros(8).long(), ValueError, "a permutation of the 8 columns"),
+    ],
+)
+def test_bad_orders(score: Tensor, order: Tensor | None, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        ops.kept_sum(score, order)

@@ -30,6 +30,14 @@ void bind_prune(py::module_& m) {
       py::arg("tolerance"), py::arg("steps"), py::arg("order"), py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());
   m.def(
+      "kept_sum",
+      [](Address score, std::int64_t rows, std::int64_t cols, std::int64_t row_stride, Address order, int threads) {
+        return kept_sum(reinterpret_cast<const float*>(score), rows, cols, row_stride,
+                        reinterpret_cast<const std::int64_t*>(order), threads);
+      },
+      py::arg("score"), py::arg("rows"), py::arg("cols"), py::arg("row_stride"), py::arg("order"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
       "sparsegpt_block",
       [](Address weight, std::int64_t rows, std::int64_t cols, std::int64_t weight_stride, Address factor,
          std::int64_t factor_stride, Address error, Address mask, std::int64_t mask_stride, bool choose, int threads) {

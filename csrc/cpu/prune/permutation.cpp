@@ -58,16 +58,17 @@ struct Random {
 
 float second_of(float a, float b, float c) { return std::max(std::min(a, b), std::min(std::max(a, b), c)); }
 
+double best_two(float a, float b, float c, float d) {
+  const float high = std::max(a, b), low = std::min(a, b), other = std::max(c, d), less = std::min(c, d);
+  return double{std::max(high, other)} + double{std::max(std::min(high, other), high > other ? low : less)};
+}
+
 double kept_in(const Columns& columns, std::int64_t rows, const std::vector<std::int64_t>& order) {
   double kept = 0;
   for (std::size_t g = 0; g < order.size(); g += 4) {
     const float *a = columns.at(order[g]), *b = columns.at(order[g + 1]), *c = columns.at(order[g + 2]),
                 *d = columns.at(order[g + 3]);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float high = std::max(a[r], b[r]), low = std::min(a[r], b[r]);
-      const float other = std::max(c[r], d[r]), less = std::min(c[r], d[r]);
-      kept += double{std::max(high, other)} + double{std::max(std::min(high, other), high > other ? low : less)};
-    }
+    for (std::int64_t r = 0; r < rows; ++r) kept += best_two(a[r], b[r], c[r], d[r]);
   }
   return kept;
 }
@@ -167,6 +168,29 @@ class BlockSearch {
 };
 
 }  // namespace
+
+double kept_sum(const float* score, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
+                const std::int64_t* order, int wish) {
+  std::vector<double> sums(static_cast<std::size_t>(rows), 0.0);  // added in order, whatever the threads
+  const std::int64_t whole = cols / 4 * 4;
+  const int threads = cpu::usable_threads(wish);
+  const auto column = [order](std::int64_t c) { return order == nullptr ? c : order[c]; };
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * cols >= 65536)
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float* row = score + r * row_stride;
+    double sum = 0;
+    for (std::int64_t c = 0; c < whole; c += 4) {
+      sum += best_two(row[column(c)], row[column(c + 1)], row[column(c + 2)], row[column(c + 3)]);
+    }
+    if (whole < cols) {
+      float rest[4] = {};
+      for (std::int64_t c = whole; c < cols; ++c) rest[c - whole] = row[column(c)];
+      sum += best_two(rest[0], rest[1], rest[2], rest[3]);
+    }
+    sums[static_cast<std::size_t>(r)] = sum;
+  }
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
 
 void search_columns(const ColumnSearch& a) {
   if (a.block < 4 || a.block % 4 != 0 || a.cols % a.block != 0) {

@@ -16,7 +16,7 @@ from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded,
 from .linear import linear, linear_torch
 from .mask import nm_mask_torch, prune_torch_, transposable_mask_torch
 from .mask_bits import apply_mask_bits_, pack_mask, unpack_mask
-from .permutation import search_columns
+from .permutation import kept_sum, search_columns
 from .product import activate
 from .registry import ACTIVATIONS, Error, cpu_isa, names_of, round_up
 
@@ -46,6 +46,7 @@ __all__ = [
     "int8_linear",
     "int8_linear_chained",
     "kept_columns",
+    "kept_sum",
     "linear",
     "linear_torch",
     "names_of",

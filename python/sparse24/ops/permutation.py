@@ -65,3 +65,28 @@ def search_columns(
             order.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
     return order
+
+
+def kept_sum(score: Tensor, order: Tensor | None = None) -> float:
+    """What 2:4 keeps of a score with its columns in an order: the two largest of every four, summed.
+
+    Args:
+        score: float32 [rows, K], not negative; a last group of columns may be shorter than four.
+        order: int64 [K]: the column that comes to each place; ``None``: as they lie.
+
+    Raises:
+        TypeError: another dtype. ValueError: no matrix, or an order that is no permutation of its columns.
+    """
+    if score.dtype != torch.float32 or (order is not None and order.dtype != torch.int64):
+        given = f"{score.dtype}" if order is None else f"{score.dtype} and {order.dtype}"
+        raise TypeError(f"kept_sum needs float32 scores and an int64 order, not {given}")
+    if score.dim() != 2:
+        raise ValueError(f"kept_sum needs scores [rows, K], not {tuple(score.shape)}")
+    rows, cols = score.shape
+    if order is not None:
+        order = order.cpu().contiguous()
+        if order.shape != (cols,) or not torch.equal(order.sort().values, torch.arange(cols)):
+            raise ValueError(f"order must be a permutation of the {cols} columns, not {tuple(order.shape)}")
+    score = score.detach().cpu().contiguous()
+    address = 0 if order is None else order.data_ptr()
+    return _C.kept_sum(score.data_ptr(), rows, cols, cols, address, torch.get_num_threads())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,3 +37,33 @@ def quiet(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for config in cached:
             config.use_cache = True
+
+
+@contextlib.contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """What a forward pass leaves in attributes (caches, hooks that it sets on first use) is taken back."""
+    kept = [
+        (module, {name: (value, _contents(value)) for name, value in vars(module).items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            now = vars(module)
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            for name, (value, contents) in attributes.items():
+                now[name] = value
+                _fill(value, contents)
+
+
+def _contents(value: Any) -> Any:
+    """A copy of a plain container; ``None``: it is none."""
+    return value.copy() if type(value) in (dict, OrderedDict, list, set) else None
+
+
+def _fill(value: Any, contents: Any) -> None:
+    if contents is not None:
+        value.clear()
+        (value.extend if isinstance(value, list) else value.update)(contents)

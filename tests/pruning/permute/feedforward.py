@@ -185,18 +185,32 @@ enter(tokens(8), moved=("last.weight",))(Einsum)
 
 
 class WeightNorm(nn.Module):
-    """A weight computed from two parameters: torch has one operator for it, which has no rule."""
+    """A weight computed from two parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = parametrizations.weight_norm(nn.Linear(8, 16))
-        self.last = nn.Linear(16, 8)
+        self.mid, self.last = nn.Linear(16, 32), parametrizations.weight_norm(nn.Linear(32, 8), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.mid(F.relu(self.first(x)))))
+
+
+enter(rows(8), moved=("mid.weight",))(WeightNorm)
+
+
+class SpectralNorm(nn.Module):
+    """A weight divided by a norm that a buffer of its own order estimates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = parametrizations.spectral_norm(nn.Linear(8, 16)), nn.Linear(16, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(F.relu(self.first(x)))
 
 
-enter(rows(8), stays="the order of what aten::_weight_norm gives, which has no rule")(WeightNorm)
+enter(rows(8), stays="its input channels stay")(SpectralNorm)
 
 
 class Recurrent(nn.Module):

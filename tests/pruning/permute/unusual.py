@@ -49,8 +49,47 @@ class Auxiliary(nn.Module):
 enter(images(), moved=("body.weight",))(Auxiliary)
 
 
+class FrozenNorm(nn.Module):
+    """A batch norm of buffers, as detectors have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+
+@enter(images(), moved=("2.weight", "5.weight"))
+def frozen_norms() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), FrozenNorm(16), nn.Conv2d(16, 32, 3), FrozenNorm(32), nn.ReLU(),
+        nn.Conv2d(32, 8, 1), nn.Flatten(2),
+    )  # fmt: skip
+
+
+class Remembering(nn.Module):
+    """Keeps what it has computed from a parameter, in eval mode, for the next time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)
+        self.slopes = nn.Parameter(torch.randn(16))
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or "slopes" not in self.cache:
+            self.cache["slopes"] = self.slopes.exp()[:, None, None]
+        return self.last(F.relu(self.first(x) * self.cache["slopes"])).mean((2, 3))
+
+
+enter(images(), moved=("last.weight",))(Remembering)
+
+
 class Hypernetwork(nn.Module):
-    """Kernels that another layer computes."""
+    """Kernels that a layer computes. torch.export refuses the name of a parameter; torch.fx does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,9 +102,9 @@ class Hypernetwork(nn.Module):
         return F.relu(self.last(F.relu(F.conv2d(F.relu(self.first(x)), kernel)))).mean((2, 3))
 
 
-enter(images(), moved=("kernel.weight",), kept=(("last.weight", "what aten::convolution gives"),))(
-    Hypernetwork
-)
+enter(
+    images(), moved=("kernel.weight",), kept=(("last.weight", "convolution meets them in the order of what"),)
+)(Hypernetwork)
 
 
 class Flipped(nn.Module):

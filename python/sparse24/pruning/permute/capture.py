@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..running import as_it_was
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,12 @@ def capture(model: nn.Module, example: Any) -> Captured:
         RefusedError: neither way gives one.
     """
     args, kwargs = arguments_of(example)
-    with _as_it_was(model), _quiet(), torch.no_grad():
+    with as_it_was(model), _quiet(), torch.no_grad():
         try:
             return _exported(model, args, kwargs)
         except Exception as first:  # noqa: BLE001  torch.export raises its own, Dynamo's and the network's errors
             refused = first
-    with _as_it_was(model), _quiet(), torch.no_grad():
+    with as_it_was(model), _quiet(), torch.no_grad():
         try:
             return _traced(model, args, kwargs)
         except Exception as second:
@@ -85,32 +88,11 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
     pure = torch.func.functionalize(run, remove="mutations")
-    inputs = [leaves[place] for place in places]
-    module = make_fx(pure)([tensor.detach() for tensor in own.values()], inputs)
+    written = {id(buffer) for buffer in model.buffers()}  # copies of what a pass writes, buffers and inputs
+    tensors = [t.detach().clone() if id(t) in written else t.detach() for t in own.values()]
+    module = make_fx(pure)(tensors, [leaves[place].clone() for place in places])
     placeholders = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     return Captured(module.graph, dict(zip(placeholders, own, strict=False)))
-
-
-@contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Attributes that a forward pass sets hold tensors of the capture: they are put back."""
-    kept = {
-        module: {name: dict(value) if type(value) is dict else value for name, value in vars(module).items()}
-        for module in model.modules()
-    }
-    try:
-        yield
-    finally:
-        for module, attributes in kept.items():
-            now = vars(module)
-            for name in now.keys() - attributes.keys():
-                del now[name]
-            for name, value in attributes.items():
-                if type(value) is dict and type(now.get(name)) is dict:
-                    now[name].clear()
-                    now[name].update(value)
-                else:
-                    now[name] = value
 
 
 @contextlib.contextmanager
@@ -127,11 +109,16 @@ def training(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and log lines of a capture."""
+    """Without the warnings of a capture, its log lines, and the graph that it prints where it fails."""
     level = logging.root.manager.disable
     try:
         logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings():
+        unread = io.StringIO()
+        with (
+            contextlib.redirect_stdout(unread),
+            contextlib.redirect_stderr(unread),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ... import ops
 from ..prunable import Candidate, find_candidates, layer_at, unwrap
 from ..rules import rule_of
 from ..running import quiet
@@ -22,7 +24,7 @@ from .outputs import Outputs, difference, outputs_of, tolerance_of
 from .reordered import Reordered
 from .report import PermutationReport, PermutedRow
 from .scores import Score, check_score, score_of
-from .search import Outcome, Target, axes_of_inputs, kept_of, moved, search
+from .search import Outcome, Target, axes_of_inputs, matrix_of, moved, search
 from .walk import Axis, Walk
 
 
@@ -61,7 +63,10 @@ def permute_network(
         wanted, obstacles = _wanted(network, candidates, select)
     else:
         wanted, obstacles = dict(names), {}
-    targets = [_target(network, name, dim, score) for name, dim in wanted.items()]
+    weights = {name: _named(network, name) for name in wanted}
+    # Several searches in a row ask for the scores of one weight; those of all would be another network.
+    scores = lru_cache(maxsize=1)(lambda name: score_of(score, weights[name], name))
+    targets = [Target(name, weights[name], dim, partial(scores, name)) for name, dim in wanted.items()]
     for target in targets:
         target.score()  # refused before anything is done
     candidates = [replace(c, blocked=c.blocked or obstacles.get(c.name, "")) for c in candidates]
@@ -85,12 +90,11 @@ def _wanted(
     return wanted, obstacles
 
 
-def _target(model: nn.Module, name: str, dim: int, score: Score) -> Target:
+def _named(model: nn.Module, name: str) -> Tensor:
     weight = _parameter(model, name)
     if weight is None:
         raise ValueError(f"the model has no parameter called {name!r}")
-    # Several searches in a row ask for the scores of one weight.
-    return Target(name, weight, dim, lru_cache(maxsize=1)(lambda: score_of(score, weight, name)))
+    return weight
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor | None:
@@ -198,16 +202,17 @@ class _Permutation:
     def _kept(self, solution: Solution, outcome: Outcome) -> dict[str, _Kept]:
         found = {}
         for target in self._targets:
-            score, numbers = target.score(), [0.0, 0.0, 0.0]
+            numbers = [0.0, 0.0, 0.0]
             axes = axes_of_inputs(target, self._axes)
-            whole = [Axis(target.weight, target.dim, torch.arange(score.shape[target.dim]).numpy())]
-            for axis in axes or whole:
-                part = score[axis.rows]
-                matrix = part.movedim(target.dim, -1).reshape(-1, part.shape[target.dim]).float()
-                order = moved(axis, solution, outcome.orders) if axes else axis.elements
-                before, all_ = kept_of(matrix)
-                after, _ = kept_of(matrix[:, torch.from_numpy(order).to(matrix.device)])
-                numbers = [a + b for a, b in zip(numbers, (before, after, all_), strict=True)]
+            channels = torch.arange(target.weight.shape[target.dim]).numpy()
+            for axis in axes or [Axis(target.weight, target.dim, channels)]:
+                matrix = matrix_of(target, axis)
+                order = moved(axis, solution, outcome.orders) if axes else channels
+                before = after = ops.kept_sum(matrix)
+                if (order != np.arange(len(order))).any():
+                    after = ops.kept_sum(matrix, torch.from_numpy(order))
+                whole = float(matrix.sum(dtype=torch.float64))
+                numbers = [a + b for a, b in zip(numbers, (before, after, whole), strict=True)]
             found[target.name] = _Kept(*numbers)
         return found
 

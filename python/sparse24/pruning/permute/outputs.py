@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ..running import as_it_was
 from .capture import Captured, arguments_of
 
 #: Largest difference over the largest size, by the narrowest dtype that a network computes in: the sums of a
@@ -27,13 +28,14 @@ class Outputs(NamedTuple):
 def outputs_of(model: nn.Module, example: Any, *, doubled: bool | None = None) -> Outputs:
     """What a network gives: in float64 where that runs and fits into memory, else in its own dtype.
 
-    Random numbers are the same ones every time, and no random state is changed. Buffers that a call in
-    float64 writes are copies.
+    Random numbers are the same ones every time, and no random state is changed. What a call
+    leaves in buffers and attributes is taken back.
 
     Args:
         doubled: as another time; ``None``: find out.
     """
-    with torch.no_grad(), torch.random.fork_rng(_devices(model)), warnings.catch_warnings():
+    states = torch.random.fork_rng(_devices(model))
+    with torch.no_grad(), states, as_it_was(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(24)
         if doubled is None:
@@ -49,7 +51,7 @@ def outputs_of(model: nn.Module, example: Any, *, doubled: bool | None = None) -
 
 
 def _as_it_is(model: nn.Module, example: Any) -> list[Any]:
-    args, kwargs = arguments_of(example)
+    args, kwargs = tree_map_only(Tensor, Tensor.clone, arguments_of(example))  # a pass may write its inputs
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         return _leaves(model(*args, **kwargs))
@@ -61,7 +63,8 @@ def _as_it_is(model: nn.Module, example: Any) -> list[Any]:
 
 def _in_double(model: nn.Module, example: Any) -> list[Any]:
     def double(tensor: Tensor) -> Tensor:
-        return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
+        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(dtype, copy=True)
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     args, kwargs = tree_map_only(Tensor, double, arguments_of(example))

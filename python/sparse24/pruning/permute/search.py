@@ -33,6 +33,12 @@ class Target:
     score: Callable[[], Tensor]  #: float, not negative, of the weight's shape; made when it is asked for
 
 
+def matrix_of(target: Target, axis: Axis) -> Tensor:
+    """Scores [rows, input channels] of a target, or of one of its groups: float32, on the CPU."""
+    score = target.score()[axis.rows]
+    return score.movedim(target.dim, -1).reshape(-1, score.shape[target.dim]).float().cpu()
+
+
 @dataclasses.dataclass
 class _Part:
     """The input channels of a target, or of one of its groups, and the order that they have come to."""
@@ -40,12 +46,7 @@ class _Part:
     target: Target
     axis: Axis
     order: Ints
-
-    def matrix(self) -> Tensor:
-        """Scores [rows, channels] in that order, float32."""
-        score = self.target.score()[self.axis.rows]
-        rows = score.movedim(self.target.dim, -1).reshape(-1, score.shape[self.target.dim])
-        return rows.float()[:, torch.from_numpy(self.order).to(rows.device)]
+    kept: float = -1.0  #: of its scores in that order; negative: not known yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +69,6 @@ class Outcome:
 
     orders: dict[int, Ints]
     reasons: dict[int, str]
-
-
-def kept_of(matrix: Tensor) -> tuple[float, float]:
-    """What 2:4 keeps of scores [rows, channels], and all of them; a last group may be shorter."""
-    whole = matrix.shape[1] // 4 * 4
-    four = matrix[:, :whole].reshape(len(matrix), -1, 4)
-    best, rest = torch.maximum(four[..., 0], four[..., 1]), torch.maximum(four[..., 2], four[..., 3])
-    low, less = torch.minimum(four[..., 0], four[..., 1]), torch.minimum(four[..., 2], four[..., 3])
-    second = torch.maximum(torch.minimum(best, rest), torch.where(best > rest, low, less))
-    kept = float(torch.maximum(best, rest).double().sum() + second.double().sum())
-    if whole < matrix.shape[1]:
-        tail = matrix[:, whole:]
-        kept += float(tail.topk(min(2, tail.shape[1]), dim=1).values.double().sum())
-    return kept, float(matrix.double().sum())
 
 
 def axes_of_inputs(target: Target, axes: dict[int, list[Axis]]) -> list[Axis]:
@@ -168,11 +155,11 @@ def _ordered(all_quads: Sequence[_Quads], size: int, seed: int) -> Ints | None:
     for quads in chosen:
         at = np.empty(size, np.int64)
         at[quads.ranks.reshape(-1)] = quads.places.reshape(-1)
-        matrix = quads.part.matrix()
+        matrix = matrix_of(quads.part.target, quads.part.axis)
         mean = float(matrix.mean())
         step = max(-(-len(matrix) // max(most, 1)), 1)
-        some = matrix[::step, torch.from_numpy(at[columns]).to(matrix.device)]
-        stacked.append((some * (step / mean) if mean > 0 else some).cpu())
+        some = matrix[::step, torch.from_numpy(quads.part.order[at[columns]])]
+        stacked.append(some * (step / mean) if mean > 0 else some)
     best = ops.search_columns(torch.cat(stacked), seed=seed).numpy()
     order = np.arange(size)
     order[columns] = columns[best]
@@ -183,12 +170,15 @@ def _try(number: int, order: Ints, parts: Sequence[_Part], solution: Solution) -
     """Take an order for all parts that it touches, if they keep more with it; else why not."""
     if (order == np.arange(len(order))).all():
         return "no order was found that keeps more"
-    gain, raw, before = 0.0, 0.0, [part.order for part in parts]
+    gain, raw, before = 0.0, 0.0, [(part.order, part.kept) for part in parts]
     for part in parts:
-        matrix = part.matrix()
-        old, whole = kept_of(matrix)
+        matrix = matrix_of(part.target, part.axis)
+        whole = float(matrix.sum(dtype=torch.float64))
+        if part.kept < 0:
+            part.kept = ops.kept_sum(matrix, torch.from_numpy(part.order))
+        old = part.kept
         part.order = _moved(part.axis.elements, solution, number, order, part.order)
-        new, _ = kept_of(part.matrix())
+        new = part.kept = ops.kept_sum(matrix, torch.from_numpy(part.order))
         raw += new - old
         gain += (new - old) / whole * matrix.numel() if whole > 0 else 0.0
         if new < old and old >= whole * (1 - 1e-12):
@@ -201,6 +191,6 @@ def _try(number: int, order: Ints, parts: Sequence[_Part], solution: Solution) -
             else "no order was found that keeps more of all weights that it touches"
         )
     if broken:
-        for part, places in zip(parts, before, strict=True):
-            part.order = places
+        for part, known in zip(parts, before, strict=True):
+            part.order, part.kept = known
     return broken

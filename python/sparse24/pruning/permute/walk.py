@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..layers import not_plain
+from ..sharding import is_sharded
 from .capture import Captured
 from .channels import Channels, Ints
 from .flow import Flow
 from .rules import RULES, Call, unknown
 from .views import Group, Value
 
-#: A batch norm's statistics are permuted with its channels; every other buffer is a constant.
+#: A batch norm's statistics are permuted with its channels, and all of a frozen one; others are constants.
 _STATISTICS = ("running_mean", "running_var")
 _CONVOLUTIONS = ("aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution")
 
@@ -56,6 +57,7 @@ class Walk:
             **dict(model.named_buffers(remove_duplicate=False)),
         }
         self._parameters = {id(p) for p in model.parameters()}
+        self._norms = _frozen_norms(model)
         self._shared = _sharing(self._named)
 
     def run(self, captured: Captured) -> None:
@@ -102,7 +104,7 @@ class Walk:
         )
 
     def _axes_of(self, tensor: Tensor, node: fx.Node, groups: int) -> list[Axis]:
-        if id(tensor) not in self._parameters and not _is_statistic(node):
+        if id(tensor) not in self._parameters and id(tensor) not in self._norms and not _is_statistic(node):
             return []
         shape = tuple(tensor.shape)
         axes = [Axis(tensor, d, self.channels.fresh(n)) for d, n in enumerate(shape) if n > 1]
@@ -113,8 +115,10 @@ class Walk:
                 for g in range(groups)
             ]
         reason = not_plain(tensor) or self._shared.get(id(tensor), "")
-        if tensor.device.type == "meta":
-            reason = "on the meta device"
+        if is_sharded(tensor):
+            reason = "its shards are on several devices"
+        elif any(n > 1 and step == 0 for n, step in zip(shape, tensor.stride(), strict=True)):
+            reason = "several of its numbers are one in memory"
         for axis in axes:
             self.channels.present(axis.elements)
             if reason:
@@ -137,11 +141,15 @@ class Walk:
         self._flow.op = name.removeprefix("aten::")
         vague = any(isinstance(value, _Opaque) for value in call.tensors)
         if None in shapes or vague:
-            unknown(self._flow, Call(name, dict(arguments), []))
+            for value in call.tensors:
+                self._flow.fix(value, f"{name} has shapes that are known only when it is computed")
             found: list[Value] = [_Opaque(()) for _ in shapes]
         else:
             rule: Callable[[Flow, Call], Any] = RULES.get(name, unknown)
-            found = list(rule(self._flow, call))
+            try:
+                found = list(rule(self._flow, call))
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+                found = unknown(self._flow, call)  # arguments that the rule does not know, of another torch
             order = _order_of(call, found)
             found = [replace(value, order=value.order or order) for value in found]
         return found if several else found[0]
@@ -234,6 +242,17 @@ def _is_statistic(node: fx.Node) -> bool:
         user.op == "call_function" and any(_bound(user)[1].get(name) is node for name in _STATISTICS)
         for user in node.users
     )
+
+
+def _frozen_norms(model: nn.Module) -> set[int]:
+    """Identities of the buffers of frozen batch norms: all four under their usual names, and saved."""
+    usual = {"weight", "bias", *_STATISTICS}
+    return {
+        id(module._buffers[name])
+        for module in model.modules()
+        if usual <= module._buffers.keys() - module._non_persistent_buffers_set
+        for name in usual
+    }
 
 
 def _stacked(parts: list[Axis]) -> Ints:

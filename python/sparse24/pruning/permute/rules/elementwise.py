@@ -8,7 +8,7 @@ import numpy as np
 
 from ..flow import Flow
 from ..views import Value
-from .registry import Call, rule
+from .registry import Call, rule, unknown
 
 _BY_NUMBER = """
     abs acos acosh add addcdiv addcmul alpha_dropout angle asin asinh atan atan2 atanh bitwise_and
@@ -25,7 +25,7 @@ _BY_NUMBER = """
 
 _ITSELF = """
     _conj _to_copy alias bfloat16 clone conj_physical contiguous cpu detach double float half lift_fresh
-    lift_fresh_copy resolve_conj resolve_neg to type_as view_as_real_copy
+    lift_fresh_copy resolve_conj resolve_neg to type_as
 """
 
 _FILLED = """
@@ -37,14 +37,14 @@ _FILLED = """
 @rule(*_BY_NUMBER.split())
 def by_number(flow: Flow, call: Call) -> list[Value]:
     if any(shape != call.shape for shape in call.shapes):
-        return _fixed(flow, call)
+        return unknown(flow, call)
     return [flow.elementwise(call.tensors, call.shape)] * len(call.shapes)
 
 
 @rule(*_ITSELF.split())
 def itself(flow: Flow, call: Call) -> list[Value]:
     value = call.tensors[0]
-    return [value if value.shape == call.shape else flow.elementwise([value], call.shape)]
+    return [value] if value.shape == call.shape else unknown(flow, call)
 
 
 @rule(*_FILLED.split())
@@ -179,9 +179,3 @@ def in_order(flow: Flow, call: Call) -> list[Value]:
 @rule("triu", "tril")
 def triangle(flow: Flow, call: Call) -> list[Value]:
     return [flow.ordered(call.tensors[0], [-1, -2])]
-
-
-def _fixed(flow: Flow, call: Call) -> list[Value]:
-    for value in call.tensors:
-        flow.fix(value, f"no rule for {call.name} with outputs of several shapes")
-    return [Value(shape) for shape in call.shapes]

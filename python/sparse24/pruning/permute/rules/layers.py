@@ -207,6 +207,15 @@ def embedding(flow: Flow, call: Call) -> list[Value]:
     return [Value(call.shape, tuple(Group((last,), g.elements) for g in kept.groups))]
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(flow: Flow, call: Call) -> list[Value]:
+    """g v / ||v||, with norms over all dims but one."""
+    v, g, dim = call["v"], call["g"], call["dim"] % len(call.shape)
+    normal = flow.within(v, [d for d in range(len(v.shape)) if d != dim])
+    found = flow.elementwise([normal, g], call.shape)
+    return [found, *(Value(shape) for shape in call.shapes[1:])]
+
+
 @rule("prelu", "_prelu_kernel")
 def prelu(flow: Flow, call: Call) -> list[Value]:
     """A slope for every channel [N, C, ...], or one for all."""

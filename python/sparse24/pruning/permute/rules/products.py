@@ -56,6 +56,16 @@ def _matmul(flow: Flow, a: Value, b: Value, shape: Sequence[int]) -> Value:
     return flow.join(named, outs, shape)
 
 
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(flow: Flow, call: Call) -> list[Value]:
+    """Rows [T, in], some for each expert one after the other, with its own weight of [experts, in, out]."""
+    x, weight = call.tensors[:2]
+    if len(x.shape) != 2 or len(weight.shape) != 3:
+        return unknown(flow, call)
+    named: list[Operand] = [(x, ["row", "in"]), (flow.ordered(weight, [0]), ["expert", "in", "out"])]
+    return [flow.join(named, ["row", "out"], call.shape)]
+
+
 @rule("einsum")
 def einsum(flow: Flow, call: Call) -> list[Value]:
     equation = call["equation"].replace(" ", "")

@@ -54,11 +54,11 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a rule for operators of aten."""
+    """Enter a rule for operators, of aten where their names say nothing else."""
 
     def enter(function: Rule) -> Rule:
         for name in names:
-            RULES[f"aten::{name}"] = function
+            RULES[name if "::" in name else f"aten::{name}"] = function
         return function
 
     return enter
