@@ -17,8 +17,9 @@ void check(Status status, const char* function) {
 
 Api open_api() {
   Api api;
-  void* library = sparse24::cusparselt::open_library("cuBLASLt", "SPARSE24_CUBLASLT",
-                                                     {"libcublasLt.so.13", "libcublasLt.so.12"}, &api.path);
+  void* library = sparse24::cusparselt::open_library(
+      {.what = "cuBLASLt", .variable = "SPARSE24_CUBLASLT", .names = {"libcublasLt.so.13", "libcublasLt.so.12"}},
+      &api.path);
 #define CUBLASLT_FIND(name, result, parameters)                                      \
   api.name = reinterpret_cast<decltype(api.name)>(dlsym(library, "cublasLt" #name)); \
   if (api.name == nullptr) throw Error(message(api.path, " has no function cublasLt" #name));

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -203,11 +204,16 @@ Library library();
 struct Driver {
   int driver_version = 0, runtime_version = 0;  // 13000 is CUDA 13.0; driver 0: none is loaded
   int devices = 0;
-  std::string problem;  // CUDA's text where it cannot count devices
+  std::string problem;    // CUDA's text where it cannot count devices
+  bool may_pass = false;  // that problem is neither a driver nor devices that are not there
 };
 Driver driver();
 
-// Creates this thread's handle. Throws Error: no driver, no such device, an architecture before sm_80.
+// What keeps this process from ever using the device: no driver, no devices, an architecture before sm_80; empty:
+// nothing does. Throws Error for what may be otherwise the next time, InvalidArgument for a device that is not there.
+std::string why_unusable(int device);
+
+// Creates this thread's handle; any device may be current. Throws Error: see why_unusable.
 struct Device {
   int sm;  // 86 is compute capability 8.6
   int multiprocessors;
@@ -250,14 +256,15 @@ struct Multiples {
 };
 Multiples multiples(DType in, DType out);
 
-// Bytes of device memory. Builds the plan if need be: refused while `stream` captures a graph.
+// Bytes of device memory. Builds the plan if need be: refused while `stream` captures a graph. `bias` is where the
+// product's is now, for a plan may settle on its epilogue by it; each call says its own again.
 struct Sizes {
   std::size_t blob, compress_buffer, workspace;
 };
-Sizes sizes(int device, const Product& product, void* stream);
+Sizes sizes(int device, const Product& product, void* stream, const void* bias = nullptr);
 
 // What a blob was made for. Another algorithm, shape, GPU or library reads it wrongly, without an
-// error (pytorch#155333), so matmul compares.
+// error (pytorch#155333), so matmul compares. Two ways to ask for one split are one key.
 struct BlobKey {
   int device = -1, sm = 0, version = 0;
   DType in = DType::kFloat16, out = DType::kFloat16;
@@ -268,7 +275,8 @@ struct BlobKey {
 BlobKey blob_key(int device, const Product& product);
 
 // dense [m, k], contiguous and 2:4 (not checked), to a blob of sizes().blob bytes.
-BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream);
+BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream,
+                 const void* bias = nullptr);
 
 struct Operands {
   const void* blob;
@@ -288,7 +296,8 @@ void matmul(int device, const Product& product, const Operands& operands, void* 
 
 // ---- search ----
 
-// Every algorithm id, with split-k where the architecture has it; the default first.
+// Every algorithm id, then every id with each split-k that the architecture has; the default first. Left out is what
+// is known to hang or to kill the context (see rules.cpp).
 std::vector<Algorithm> algorithms(int device, const Product& product, void* stream);
 
 struct Trial {
@@ -304,15 +313,33 @@ struct SearchBuffers {
   const void* bias;
   const float* scale;
   void *blob, *compress_buffer, *workspace;  // of search_sizes()
+  void* flush = nullptr;  // written before each timed launch, so that the L2 cache holds nothing else
+  std::size_t flush_bytes = 0;
 };
-Sizes search_sizes(int device, const Product& product, void* stream);
+Sizes search_sizes(int device, const Product& product, void* stream, const void* bias = nullptr);
 
-// Compresses, runs, compares with the default algorithm, and times: the default, then each candidate until
-// the budget is spent. Synchronises; refused while `stream` captures.
+// One algorithm after the other on the same operands. The first one, which should be the default, sets what the
+// others are compared with. Synchronises; refused while `stream` captures. An algorithm that crashes or hangs takes
+// the process with it: who tries algorithms that nobody has tried does so in a process of its own.
+class Search {
+ public:
+  Search(int device, const Product& product, const SearchBuffers& buffers, void* stream);
+  ~Search();
+  Search(const Search&) = delete;
+  Search& operator=(const Search&) = delete;
+  // Compresses, runs, compares, and times `launches` launches.
+  Trial try_out(const Algorithm& algorithm, int launches);
+
+ private:
+  class Runs;
+  std::unique_ptr<Runs> runs_;
+};
+
+// A Search of the default, then of each candidate until the budget is spent.
 std::vector<Trial> search(int device, const Product& product, const std::vector<Algorithm>& candidates,
                           const SearchBuffers& buffers, int launches, float budget_ms, void* stream);
 
-// cusparseLtMatmulSearch: the library's own choice. Overwrites y.
+// cusparseLtMatmulSearch: the library's own choice, with the workspace. Overwrites y.
 Algorithm library_search(int device, const Product& product, const SearchBuffers& buffers, int launches, void* stream);
 
 // ---- for callers without a CUDA toolkit ----

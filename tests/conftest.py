@@ -28,6 +28,7 @@ def library() -> Iterator[Emulator]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSE24_CUSPARSELT", str(found.library))
         patch.setenv("SPARSE24_CUDART", str(found.library))
+        patch.setenv("SPARSE24_EMULATOR_DEFERRED", "0")  # for processes that tests begin
         cusparselt.library()
         yield found
         launch.forget()
@@ -37,7 +38,8 @@ def library() -> Iterator[Emulator]:
 def emulator(library: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """The emulator as new: an sm_86 with 0.8.1. What a test does must break no rule of the library's."""
     monkeypatch.setenv("SPARSE24_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(route, "measured", {})
+    for figures in ("measured", "denied", "refused"):
+        monkeypatch.setattr(route, figures, {})
     launch.forget()
     library.reset()
     library.set_deferred(0)
@@ -45,7 +47,6 @@ def emulator(library: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert library.problems() == ""
     library.set_driver(1)
     launch.forget()
-    blobs.release()
     assert library.live_objects() == 0
 
 
@@ -66,6 +67,15 @@ def compressions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr(blobs, "compress", counted)
     return made
+
+
+@pytest.fixture
+def patches_gain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Convolutions of any window run sparse untuned, for tests of that path."""
+    monkeypatch.setattr(route, "PATCHES_GAIN", True)
+    route.forget()
+    yield
+    route.forget()
 
 
 @pytest.fixture

@@ -35,6 +35,23 @@ SPARSE24_BODY void* aligned(const void* memory) {
   return __builtin_assume_aligned(memory, kBytes);
 }
 
+#if !defined(__CUDACC__)
+// What a test counts: each access of a body on the CPU, in order. Null: nobody does.
+struct AccessLog {
+  virtual void note(const void* memory, std::size_t bytes) = 0;
+
+ protected:
+  ~AccessLog() = default;
+};
+inline thread_local AccessLog* access_log = nullptr;
+#endif
+
+SPARSE24_BODY void note_access([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
+#if !defined(__CUDACC__)
+  if (access_log != nullptr) access_log->note(memory, bytes);
+#endif
+}
+
 // to = the `live` elements at `from`, then zeros. Memory beyond the live ones is not touched.
 template <Access kAccess, int kCount, typename T>
 SPARSE24_BODY void load(const T* from, std::int64_t live, T (&to)[kCount]) {
@@ -42,6 +59,7 @@ SPARSE24_BODY void load(const T* from, std::int64_t live, T (&to)[kCount]) {
   static_assert(kCount % kStep == 0);
   if (kAccess == Access::kVector && live >= kCount) {
     for (int i = 0; i < kCount; i += kStep) {
+      note_access(from + i, kStep * sizeof(T));
       std::memcpy(to + i, aligned<kStep * sizeof(T)>(from + i), kStep * sizeof(T));
     }
   } else {
@@ -94,6 +112,11 @@ struct Float16 {
   static constexpr Bits kInfinity = 0x7c00;
   // The fraction lands where fp32 has it; a product with 2^112 mends the exponent, of subnormals too.
   static SPARSE24_BODY float to_float(Bits bits) {
+#if defined(__CUDA_ARCH__)
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));  // exact, as what follows
+    return value;
+#endif
     const std::uint32_t sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
     const float finite = bits_to_float(sign | rest) * bits_to_float(0x77800000);
     return magnitude(bits) < kInfinity ? finite : bits_to_float(sign | 0x7f800000u | rest);

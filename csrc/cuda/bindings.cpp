@@ -112,6 +112,28 @@ PYBIND11_MODULE(_CUDA, m) {
       },
       py::arg("x"), py::arg("matrix"), py::arg("element_size"), py::arg("image"), py::arg("channel_slice"),
       py::arg("window"), py::arg("k_padded"), py::arg("ld"), py::arg("token_range"), py::arg("stream"));
+  m.attr("FEW_TOKENS") = cuda::kFewTokens;
+  m.def(
+      "few_tokens",
+      [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t x_stride, Address values, int weight_dtype,
+         Address indices, std::int64_t m, Address scale, Address bias, int activation, Address y, Address stream) {
+        const cuda::FewTokens args{at<void>(x),
+                                   n,
+                                   k,
+                                   x_stride,
+                                   at<void>(values),
+                                   at<std::uint8_t>(indices),
+                                   m,
+                                   round_up(k, 8),
+                                   at<float>(scale),
+                                   at<void>(bias),
+                                   static_cast<Activation>(activation),
+                                   at<void>(y)};
+        cuda::few_tokens(args, dtype_of(dtype), dtype_of(weight_dtype), at<void>(stream));
+      },
+      py::arg("x"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("x_stride"), py::arg("values"),
+      py::arg("weight_dtype"), py::arg("indices"), py::arg("m"), py::arg("scale"), py::arg("bias"),
+      py::arg("activation"), py::arg("y"), py::arg("stream"), free_gil);
   m.def(
       "quantize_per_token",
       [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, Address out,

@@ -1,22 +1,15 @@
-// Indexing and launches of the kernels whose bodies are in the .cuh files. More than 300 lines: one translation
-// unit, since nvcc takes minutes for each on six architectures.
-
-#include <cuda_runtime.h>
+// Indexing and launches of the kernels whose bodies are in the .cuh files, but few_tokens.cu: its many kernels take
+// nvcc minutes on six architectures, beside these.
 
 #include <algorithm>
-#include <initializer_list>
 
-#include "error.h"
 #include "format.cuh"
 #include "im2col.cuh"
 #include "kernels.h"
+#include "launch.cuh"
 #include "mask.cuh"
 #include "quantize.cuh"
 #include "transposable.cuh"
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#error "2:4 products and __reduce_max_sync need compute capability 8.0 or newer"
-#endif
 
 namespace sparse24::cuda {
 namespace {
@@ -26,7 +19,6 @@ namespace {
 // Threads of a block: 8 blocks fill the 2048 threads of a multiprocessor of sm_80, sm_90 and sm_100, 6 the 1536 of
 // sm_86, sm_89 and sm_120, as long as a thread needs at most 32 registers; more registers leave fewer blocks.
 constexpr int kBlockThreads = 256;
-constexpr int kWarp = 32;
 static_assert(kBlockThreads % kWarp == 0 && kBlockThreads <= 1024, "whole warps, and CUDA's limit");
 static_assert(kBlockThreads / kWarp <= kWarp, "one warp reduces what the warps of a block found");
 
@@ -42,10 +34,6 @@ constexpr std::int64_t kWarpRowColumns = 1024;
 
 // A launch covers rows x items. At least a warp runs along the items of a row where there are so many, so that
 // neighbours touch neighbouring memory; the rest of a block takes further rows, or more items where rows are few.
-struct Threads {
-  dim3 grid, block;
-};
-
 constexpr int power_of_two(std::int64_t wanted, int most) {
   int power = 1;
   while (power < most && power < wanted) power *= 2;
@@ -138,20 +126,6 @@ __global__ void quantize_kernel(Quantize a) {
 
 // ---- launches ----
 
-template <typename... Args>
-void launch(const char* name, void (*kernel)(Args...), Threads threads, void* stream, const Args&... args) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = threads.grid;
-  config.blockDim = threads.block;
-  config.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, args...);
-  if (status == cudaSuccess) return;
-  (void)cudaGetLastError();  // torch would report it again at its next call
-  throw Error(message(name, ": the launch of ", config.gridDim.x, " x ", config.gridDim.y, " blocks of ",
-                      config.blockDim.x, " x ", config.blockDim.y, " threads failed: ", cudaGetErrorName(status), ": ",
-                      cudaGetErrorString(status)));
-}
-
 template <typename Args>
 void launch_items(const char* name, void (*kernel)(Args, std::int64_t, std::int64_t), const Args& args,
                   std::int64_t rows, std::int64_t items, void* stream) {
@@ -159,18 +133,6 @@ void launch_items(const char* name, void (*kernel)(Args, std::int64_t, std::int6
 }
 
 std::int64_t items_of(std::int64_t columns, std::int64_t count) { return (columns + count - 1) / count; }
-
-// Whether pointers and strides (in bytes) allow accesses of 16 bytes.
-Access access_for(std::initializer_list<const void*> pointers, std::initializer_list<std::int64_t> strides) {
-  bool aligned = true;
-  for (const void* pointer : pointers) aligned = aligned && reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  for (const std::int64_t stride : strides) aligned = aligned && stride % 16 == 0;
-  return aligned ? Access::kVector : Access::kElements;
-}
-
-[[noreturn]] void refuse_dtype(const char* name, const char* supported) {
-  throw InvalidArgument(message(name, " supports ", supported, "; convert the tensor first"));
-}
 
 // Calls f with a constant Access as its template argument.
 template <typename F>

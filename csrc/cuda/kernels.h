@@ -66,4 +66,23 @@ void im2col(const Im2col& args, void* stream);
 void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride,
                         std::int8_t* out, std::int64_t k_padded, float* scale, void* stream);
 
+// ---- products ----
+
+// y [n, m] = activation(scale * (x [n, k] W^T) + bias) for at most kFewTokens tokens, the weight [m, padded] in the
+// canonical form, of x's dtype (fp32, fp16, bf16) or int8. Sums are fp32, in an order that the sizes give, and rounded
+// once. Damaged indices give wrong numbers but stay in bounds.
+constexpr int kFewTokens = 16;
+struct FewTokens {
+  const void* x;
+  std::int64_t n, k, x_stride;  // elements between tokens
+  const void* values;           // [m, padded / 2]
+  const std::uint8_t* indices;  // [m, padded / 8]
+  std::int64_t m, padded;       // padded: k rounded up to 8
+  const float* scale;           // [m], or null
+  const void* bias;             // [m], of x's dtype, or null
+  Activation activation;
+  void* y;  // [n, m], of x's dtype, contiguous
+};
+void few_tokens(const FewTokens& args, DType x, DType weight, void* stream);
+
 }  // namespace sparse24::cuda

@@ -159,6 +159,7 @@ using Stream = void*;  // cudaStream_t
 using CudaError = int;    // cudaError_t
 using CudaEvent = void*;  // cudaEvent_t
 constexpr CudaError kCudaSuccess = 0;
+constexpr CudaError kCudaInsufficientDriver = 35, kCudaNoDevice = 100;
 
 // cudaDeviceAttr
 enum DeviceAttribute : int { kMultiProcessorCount = 16, kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76 };

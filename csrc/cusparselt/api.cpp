@@ -48,10 +48,39 @@ void require(void* library, const char* name, Function** function, const std::st
     throw Error(message(path, " has no function ", name, ": it is no library that sparse24 can use"));
 }
 
-int property(const Api& api, abi::Property which) {
-  int value = 0;
-  if (api.GetProperty(which, &value) != abi::kSuccess) throw Error(message(api.path, " does not tell its version"));
-  return value;
+// 801 is 0.8.1; 0: it does not tell. GetProperty needs no driver. The library's own number changed its formula in 0.10;
+// this one did not.
+int version_of(void* library) {
+  decltype(Api::GetProperty) get = nullptr;
+  find(library, "cusparseLtGetProperty", &get);
+  int major = 0, minor = 0, patch = 0;
+  const bool told = get != nullptr && get(abi::kMajorVersion, &major) == abi::kSuccess &&
+                    get(abi::kMinorVersion, &minor) == abi::kSuccess && get(abi::kPatchLevel, &patch) == abi::kSuccess;
+  return told ? major * 10000 + minor * 100 + patch : 0;
+}
+
+// torch 2.6 brings 0.6.2, which is loaded first: a newer one beside it is taken then. What is no cuSPARSELt at all is
+// told by the function that it lacks.
+std::string why_not_cusparselt(void* library) {
+  const int version = version_of(library);
+  if (version == 0 || version >= kOldestVersion) return "";
+  return message(version_text(version), " is too old: sparse24 needs ", version_text(kOldestVersion), " or newer, ",
+                 version_text(kRecommendedVersion), " recommended: pip install 'sparse24[cu12]' or 'sparse24[cu13]'");
+}
+
+// A driver runs every runtime of its own major version and of those before.
+std::string why_not_runtime(void* library) {
+  decltype(CudaRuntime::DriverGetVersion) ask_driver = nullptr;
+  decltype(CudaRuntime::RuntimeGetVersion) ask_runtime = nullptr;
+  find(library, "cudaDriverGetVersion", &ask_driver);
+  find(library, "cudaRuntimeGetVersion", &ask_runtime);
+  int driver = 0, runtime = 0;
+  if (ask_driver == nullptr || ask_runtime == nullptr || ask_driver(&driver) != abi::kCudaSuccess ||
+      ask_runtime(&runtime) != abi::kCudaSuccess || driver == 0 || driver / 1000 >= runtime / 1000) {
+    return "";
+  }
+  return message("its CUDA ", runtime / 1000, ".", runtime % 1000 / 10, " is newer than the driver's ", driver / 1000,
+                 ".", driver % 1000 / 10);
 }
 
 std::unique_ptr<Api> open_api() {
@@ -62,7 +91,11 @@ std::unique_ptr<Api> open_api() {
   }
   names.push_back("libcusparseLt.so.0");
   auto api = std::make_unique<Api>();
-  void* library = open_library("cuSPARSELt", "SPARSE24_CUSPARSELT", names, &api->path);
+  void* library = open_library({.what = "cuSPARSELt",
+                                .variable = "SPARSE24_CUSPARSELT",
+                                .names = std::move(names),
+                                .why_not = why_not_cusparselt},
+                               &api->path, &api->skipped);
 #define SPARSE24_FIND(name, result, parameters) require(library, "cusparseLt" #name, &api->name, api->path);
   SPARSE24_CUSPARSELT_REQUIRED(SPARSE24_FIND)
 #undef SPARSE24_FIND
@@ -70,14 +103,7 @@ std::unique_ptr<Api> open_api() {
   SPARSE24_CUSPARSELT_OPTIONAL(SPARSE24_FIND)
 #undef SPARSE24_FIND
   api->path = path_of(reinterpret_cast<void*>(api->Init));
-  // GetProperty needs no driver. The library's own number changed its formula in 0.10; this one did not.
-  api->version = property(*api, abi::kMajorVersion) * 10000 + property(*api, abi::kMinorVersion) * 100 +
-                 property(*api, abi::kPatchLevel);
-  if (api->version < kOldestVersion) {
-    throw Error(message("cuSPARSELt ", version_text(api->version), " (", api->path, ") is too old: sparse24 needs ",
-                        version_text(kOldestVersion), " or newer, ", version_text(kRecommendedVersion),
-                        " recommended: pip install 'sparse24[cu12]' or 'sparse24[cu13]'"));
-  }
+  api->version = version_of(library);
   return api;
 }
 
@@ -89,7 +115,12 @@ std::unique_ptr<CudaRuntime> open_cuda() {
   }
   names.insert(names.end(), {"libcudart.so.13", "libcudart.so.12"});
   auto cuda = std::make_unique<CudaRuntime>();
-  void* library = open_library("the CUDA runtime", "SPARSE24_CUDART", names, &cuda->path);
+  void* library = open_library({.what = "the CUDA runtime",
+                                .variable = "SPARSE24_CUDART",
+                                .names = std::move(names),
+                                .why_not = why_not_runtime,
+                                .anyway = true},  // then driver() says what is wrong
+                               &cuda->path, &cuda->skipped);
 #define SPARSE24_FIND(name, result, parameters) require(library, "cuda" #name, &cuda->name, cuda->path);
   SPARSE24_CUDA_RUNTIME(SPARSE24_FIND)
 #undef SPARSE24_FIND
@@ -111,24 +142,42 @@ const Table& opened_once(std::unique_ptr<Table> (*open)()) {
 
 }  // namespace
 
-void* open_library(const char* what, const char* variable, const std::vector<std::string>& names, std::string* path) {
-  if (const char* given = std::getenv(variable); given != nullptr && *given != '\0') {
+void* open_library(const LibrarySearch& search, std::string* path, std::string* skipped) {
+  const auto why_not = [&](void* library) { return search.why_not ? search.why_not(library) : ""; };
+  if (const char* given = std::getenv(search.variable); given != nullptr && *given != '\0') {
     *path = given;
-    if (void* library = dlopen(given, RTLD_NOW | RTLD_LOCAL)) return library;
-    throw Error(message(what, " cannot be opened: ", variable, "=", given, ": ", dl_error()));
+    void* library = dlopen(given, RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      throw Error(message(search.what, " cannot be opened: ", search.variable, "=", given, ": ", dl_error()));
+    }
+    const std::string reason = why_not(library);
+    if (reason.empty() || search.anyway) return library;
+    throw Error(message(search.what, " cannot be used: ", search.variable, "=", given, ": ", reason));
   }
-  std::string attempts;
+  std::string attempts, first_path;
+  void* first = nullptr;
   for (const int loaded_already : {RTLD_NOLOAD, 0}) {  // torch's copy first: two in a process share nothing
-    for (const std::string& name : names) {
-      *path = name;
-      if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | loaded_already)) return library;
-      const std::string reason = dl_error();
-      if (loaded_already == 0) attempts += message("\n  ", reason);
+    for (const std::string& name : search.names) {
+      void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | loaded_already);
+      const std::string reason = library == nullptr ? dl_error() : why_not(library);
+      if (reason.empty()) {
+        *path = name;
+        return library;
+      }
+      if (library != nullptr && first == nullptr) first = library, first_path = name;
+      if (loaded_already == 0) attempts += message("\n  ", library == nullptr ? "" : name + ": ", reason);
+      if (library != nullptr && skipped != nullptr && skipped->find(name + ": ") == std::string::npos) {
+        *skipped += message(skipped->empty() ? "" : "; ", name, ": ", reason);
+      }
     }
   }
-  throw Error(message(what,
+  if (first != nullptr && search.anyway) {
+    *path = first_path;
+    return first;
+  }
+  throw Error(message(search.what,
                       " was not found; install a wheel (pip install 'sparse24[cu12]' or 'sparse24[cu13]') or set ",
-                      variable, " to the file. Tried:", attempts));
+                      search.variable, " to the file. Tried:", attempts));
 }
 
 const Api& api() { return opened_once<Api>(open_api); }
@@ -145,6 +194,9 @@ Library library() {
   if (api().version < kRecommendedVersion) {
     caveat = message(version_text(kRecommendedVersion), " or newer is recommended: ", version_text(api().version),
                      " leaks algorithm selections and knows fewer GPUs");
+  }
+  for (const std::string& skipped : {api().skipped, cuda().skipped}) {
+    if (!skipped.empty()) caveat += message(caveat.empty() ? "" : "; ", "passed over: ", skipped);
   }
   return {api().version, api().path, cuda().path, caveat};
 }
@@ -187,6 +239,7 @@ Driver driver() {
   if (error != abi::kCudaSuccess) {
     found.devices = 0;
     found.problem = message("cudaGetDeviceCount: error ", error, ", ", cuda().GetErrorString(error));
+    found.may_pass = error != abi::kCudaInsufficientDriver && error != abi::kCudaNoDevice;
   }
   return found;
 }

@@ -2,7 +2,9 @@
 // exceptions.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "../error.h"
 #include "../sparse24.h"
@@ -13,19 +15,29 @@ namespace sparse24::cusparselt {
 struct Api : abi::CusparseltFunctions {
   int version = 0;
   std::string path;
+  std::string skipped;  // files that came first and cannot be used, with the reason
 };
 
 struct CudaRuntime : abi::CudaFunctions {
   std::string path;
+  std::string skipped;
 };
 
 // Opened by the first caller; a failure throws Error and the next call tries again.
 const Api& api();
 const CudaRuntime& cuda();
 
-// A symbol of a library opened as cuSPARSELt and the runtime are: the variable's file, a copy that is
-// loaded already, `names` (paths or sonames) in turn. For benchmarks against cuBLASLt.
-void* open_library(const char* what, const char* variable, const std::vector<std::string>& names, std::string* path);
+// Opens the variable's file, or a copy that is loaded already, or `names` (paths or sonames) in turn. A file that
+// `why_not` has a reason against is passed over for the next one, and the reason is added to *skipped. Where all that
+// open have one, the first is taken if `anyway`, else the error lists the reasons. Also for benchmarks against
+// cuBLASLt.
+struct LibrarySearch {
+  const char *what, *variable;
+  std::vector<std::string> names;
+  std::function<std::string(void*)> why_not = {};
+  bool anyway = false;
+};
+void* open_library(const LibrarySearch& search, std::string* path, std::string* skipped = nullptr);
 
 std::string version_text(int version);  // 801: "0.8.1"
 std::string status_text(abi::Status status);

@@ -26,10 +26,13 @@ T* at(Address address) {
 
 Bytes tuple_of(const Sizes& sizes) { return {sizes.blob, sizes.compress_buffer, sizes.workspace}; }
 
-SearchBuffers search_buffers(const std::array<Address, 8>& addresses) {
-  const auto [dense, x, y, bias, scale, blob, compress_buffer, workspace] = addresses;
-  return {at<void>(dense),           at<void>(x),        at<void>(y), at<void>(bias), at<float>(scale), at<void>(blob),
-          at<void>(compress_buffer), at<void>(workspace)};
+using BufferAddresses = std::array<Address, 10>;
+
+SearchBuffers search_buffers(const BufferAddresses& addresses) {
+  const auto [dense, x, y, bias, scale, blob, compress_buffer, workspace, flush, flush_bytes] = addresses;
+  return {
+      at<void>(dense),           at<void>(x),         at<void>(y),     at<void>(bias), at<float>(scale), at<void>(blob),
+      at<void>(compress_buffer), at<void>(workspace), at<void>(flush), flush_bytes};
 }
 
 void bind_types(py::module_& m) {
@@ -78,14 +81,23 @@ void bind_types(py::module_& m) {
       .def("__str__", &describe);
   py::class_<BlobKey>(m, "BlobKey")
       .def("__eq__", [](const BlobKey& self, const BlobKey& other) { return self == other; })
-      .def("__hash__", [](const BlobKey& self) {
-        return py::hash(py::make_tuple(self.device, self.m, self.k, self.algorithm.id, self.algorithm.split_k));
-      });
+      .def("__hash__",
+           [](const BlobKey& self) {
+             return py::hash(py::make_tuple(self.device, self.m, self.k, self.algorithm.id, self.algorithm.split_k));
+           })
+      .def_property_readonly("out_dtype", [](const BlobKey& self) { return static_cast<int>(self.out); });
   py::class_<Trial>(m, "Trial")
       .def_readonly("algorithm", &Trial::algorithm)
       .def_readonly("microseconds", &Trial::microseconds)
       .def_readonly("error", &Trial::error)
       .def_readonly("refused", &Trial::refused);
+  py::class_<Search>(m, "Search")
+      .def(py::init([](int device, const Product& product, const BufferAddresses& buffers, Address stream) {
+             return std::make_unique<Search>(device, product, search_buffers(buffers), at<void>(stream));
+           }),
+           py::arg("device"), py::arg("product"), py::arg("buffers"), py::arg("stream"))
+      .def("try_out", &Search::try_out, py::arg("algorithm"), py::arg("launches"),
+           py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_library(py::module_& m) {
@@ -99,6 +111,7 @@ void bind_library(py::module_& m) {
     const Driver found = driver();
     return std::make_tuple(found.driver_version, found.runtime_version, found.devices, found.problem);
   });
+  m.def("cusparselt_why_unusable", &why_unusable, py::arg("device"), free_gil);
   m.def(
       "cusparselt_open_device",
       [](int device) {
@@ -134,16 +147,8 @@ void bind_search(py::module_& m) {
       },
       py::arg("device"), py::arg("product"), py::arg("stream"), free_gil);
   m.def(
-      "cusparselt_search",
-      [](int device, const Product& product, const std::vector<Algorithm>& candidates,
-         const std::array<Address, 8>& buffers, int launches, float budget_ms, Address stream) {
-        return search(device, product, candidates, search_buffers(buffers), launches, budget_ms, at<void>(stream));
-      },
-      py::arg("device"), py::arg("product"), py::arg("candidates"), py::arg("buffers"), py::arg("launches"),
-      py::arg("budget_ms"), py::arg("stream"), free_gil);
-  m.def(
       "cusparselt_library_search",
-      [](int device, const Product& product, const std::array<Address, 8>& buffers, int launches, Address stream) {
+      [](int device, const Product& product, const BufferAddresses& buffers, int launches, Address stream) {
         return library_search(device, product, search_buffers(buffers), launches, at<void>(stream));
       },
       py::arg("device"), py::arg("product"), py::arg("buffers"), py::arg("launches"), py::arg("stream"), free_gil);
@@ -157,18 +162,20 @@ void bind_cusparselt(py::module_& m) {
   bind_library(m);
   m.def(
       "cusparselt_sizes",
-      [](int device, const Product& product, Address stream) {
-        return tuple_of(sizes(device, product, at<void>(stream)));
+      [](int device, const Product& product, Address bias, Address stream) {
+        return tuple_of(sizes(device, product, at<void>(stream), at<void>(bias)));
       },
-      py::arg("device"), py::arg("product"), py::arg("stream"), free_gil);
+      py::arg("device"), py::arg("product"), py::arg("bias"), py::arg("stream"), free_gil);
   m.def("cusparselt_blob_key", &blob_key, py::arg("device"), py::arg("product"), free_gil);
   m.def(
       "cusparselt_compress",
-      [](int device, const Product& product, Address dense, Address blob, Address buffer, Address stream) {
-        return compress(device, product, at<void>(dense), at<void>(blob), at<void>(buffer), at<void>(stream));
+      [](int device, const Product& product, Address bias, Address dense, Address blob, Address buffer,
+         Address stream) {
+        return compress(device, product, at<void>(dense), at<void>(blob), at<void>(buffer), at<void>(stream),
+                        at<void>(bias));
       },
-      py::arg("device"), py::arg("product"), py::arg("dense"), py::arg("blob"), py::arg("buffer"), py::arg("stream"),
-      free_gil);
+      py::arg("device"), py::arg("product"), py::arg("bias"), py::arg("dense"), py::arg("blob"), py::arg("buffer"),
+      py::arg("stream"), free_gil);
   m.def(
       "cusparselt_matmul",
       [](int device, const Product& product, const BlobKey& key, Address blob, Address x, Address y, Address bias,

@@ -85,13 +85,13 @@ std::size_t ProductHash::operator()(const Product& p) const {
   return hash;
 }
 
-Problem& Context::plan(const Product& product, abi::Stream stream) {
+Problem& Context::plan(const Product& product, abi::Stream stream, const void* bias) {
   if (const auto found = by_product_.find(product); found != by_product_.end()) {
     recent_.splice(recent_.begin(), recent_, found->second);
     return recent_.front();
   }
   refuse_while_capturing(stream, product);
-  recent_.emplace_front(handle_, product);
+  recent_.emplace_front(handle_, product, bias);
   try {
     by_product_.emplace(product, recent_.begin());
   } catch (...) {
@@ -120,20 +120,26 @@ Context& context(int device) {
   return mine;
 }
 
-Device open_device(int device) { return context(device).handle().info(); }
+Device open_device(int device) {
+  const CurrentDevice guard(device);
+  return context(device).handle().info();
+}
 
-Sizes sizes(int device, const Product& product, void* stream) { return context(device).plan(product, stream).sizes(); }
+Sizes sizes(int device, const Product& product, void* stream, const void* bias) {
+  return context(device).plan(product, stream, bias).sizes();
+}
 
 BlobKey blob_key(int device, const Product& product) { return context(device).handle().key(product); }
 
-BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream) {
+BlobKey compress(int device, const Product& product, const void* dense, void* blob, void* buffer, void* stream,
+                 const void* bias) {
   Context& mine = context(device);
-  mine.plan(product, stream).compress(dense, blob, buffer, stream);
+  mine.plan(product, stream, bias).compress(dense, blob, buffer, stream);
   return mine.handle().key(product);
 }
 
 void matmul(int device, const Product& product, const Operands& operands, void* stream) {
-  context(device).plan(product, stream).run(operands, stream);
+  context(device).plan(product, stream, operands.bias).run(operands, stream);
 }
 
 void set_plan_capacity(int plans) {

@@ -20,8 +20,8 @@ class Context {
   explicit Context(int device) : handle_(device) {}
 
   const Handle& handle() const { return handle_; }
-  // The plan of a product: found, or built and kept. Building is refused while `stream` captures.
-  Problem& plan(const Product& product, abi::Stream stream);
+  // The plan of a product: found, or built with this bias and kept. Building is refused while `stream` captures.
+  Problem& plan(const Product& product, abi::Stream stream, const void* bias);
   std::size_t size() const { return recent_.size(); }
   void trim(std::size_t capacity);
   void abandon();

@@ -9,44 +9,13 @@ namespace sparse24::cusparselt {
 namespace {
 
 constexpr std::uint32_t kAlignment = 16;  // bytes, of every address
-const void* const kBiasToCome = reinterpret_cast<const void*>(std::uintptr_t{kAlignment});
-
-// Why CUDA sees no device, in words that say what to do.
-std::string why_no_devices(const Driver& driver) {
-  const auto cuda_version = [](int version) { return message("CUDA ", version / 1000, ".", version % 1000 / 10); };
-  if (driver.driver_version == 0) {
-    return message("no NVIDIA driver is loaded: install one for ", cuda_version(driver.runtime_version), " or newer (",
-                   driver.problem, ")");
-  }
-  if (driver.driver_version < driver.runtime_version) {
-    return message("the NVIDIA driver is for ", cuda_version(driver.driver_version), ", older than the runtime's ",
-                   cuda_version(driver.runtime_version), ": update the driver (", driver.problem, ")");
-  }
-  return message("the driver sees no device that this process may use; see nvidia-smi and CUDA_VISIBLE_DEVICES (",
-                 driver.problem.empty() ? "0 devices" : driver.problem, ")");
-}
-
-Device ask_device(int device) {
-  const Driver found = driver();
-  if (found.devices == 0) throw Error(why_no_devices(found));
-  if (device < 0 || device >= found.devices) {
-    throw InvalidArgument(message("there is no device ", device, ": CUDA sees ", found.devices));
-  }
-  int major = 0, minor = 0, multiprocessors = 0;
-  check_cuda(cuda().DeviceGetAttribute(&major, abi::kComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  check_cuda(cuda().DeviceGetAttribute(&minor, abi::kComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
-  check_cuda(cuda().DeviceGetAttribute(&multiprocessors, abi::kMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  if (major < 8) {
-    throw Error(message("device ", device, " is sm_", major, minor, ": sparse tensor cores begin with sm_80 (Ampere)"));
-  }
-  return {major * 10 + minor, multiprocessors};
-}
 
 abi::ComputeType compute_type(DType in) { return in == DType::kInt8 ? abi::kCompute32I : abi::kCompute32F; }
 
 // Refuses an illegal product; a member initialiser, so that nothing of the library runs before it.
-const Product& legal(const Handle& handle, const Product& product) {
-  const std::string broken = why_illegal(product, handle.info().sm, api().version);
+const Product& legal(const Handle& handle, const Product& product, const void* bias) {
+  std::string broken = why_illegal(product, handle.info().sm, api().version);
+  if (broken.empty() && product.has_bias && bias == nullptr) broken = "a plan with a bias is made with its address";
   if (!broken.empty()) throw InvalidArgument(message(broken, " (", describe(product), ")"));
   return product;
 }
@@ -113,14 +82,6 @@ std::string describe(const BlobKey& key) {
 
 }  // namespace
 
-void require_current(int device) {
-  int current = -1;
-  check_cuda(cuda().GetDevice(&current), "cudaGetDevice");
-  if (current != device) {
-    throw InvalidArgument(message("the current device must be ", device, ", where the operands are, not ", current));
-  }
-}
-
 Handle::Handle(int device)
     : device_(device),
       info_(ask_device(device)),
@@ -132,9 +93,10 @@ Handle::Handle(int device)
           },
           api().Destroy) {}
 
-Problem::Problem(const Handle& handle, const Product& product, int search_launches)
+Problem::Problem(const Handle& handle, const Product& product, const void* bias, int search_launches)
     : handle_(handle),
-      product_(legal(handle, product)),
+      product_(legal(handle, product, bias)),
+      bias_(product.has_bias ? bias : nullptr),
       weight_([&](auto* matrix) { init_weight(handle_, product_, matrix); }, api().MatDescriptorDestroy),
       x_(
           [&](auto* matrix) {
@@ -177,8 +139,8 @@ void Problem::init_matmul(abi::MatmulDescriptor* matmul) const {
   }
   if (product_.activation == Activation::kGeluTanh) set(abi::kGelu, on);
   if (product_.scale_per_row) set(abi::kAlphaVectorScaling, on);
-  // A plan may settle on its epilogue by whether there is a bias; run() sets the address itself.
-  if (product_.has_bias) set(abi::kBiasPointer, kBiasToCome);
+  // A plan may settle on its epilogue by whether there is a bias, and by its alignment.
+  if (product_.has_bias) set(abi::kBiasPointer, bias_);
 }
 
 void Problem::init_selection(abi::AlgSelection* selection, int search_launches) {
@@ -219,7 +181,11 @@ Sizes Problem::ask_sizes() const {
 }
 
 BlobKey Handle::key(const Product& product) const {
-  return {device_, info_.sm, api().version, product.in, product.out, product.m, product.k, product.algorithm};
+  Algorithm algorithm = product.algorithm;
+  // No split is the default everywhere but on sm_90, where one log shows -1.
+  if (algorithm.split_k == 1 && info_.sm != 90) algorithm.split_k = 0;
+  if (algorithm.split_k == 0) algorithm = {.id = algorithm.id};  // how to split says nothing then
+  return {device_, info_.sm, api().version, product.in, product.out, product.m, product.k, algorithm};
 }
 
 void Problem::set(abi::MatmulAttribute attribute, const void* data, std::size_t size) {
@@ -272,9 +238,9 @@ Algorithm Problem::search(const SearchBuffers& buffers, abi::Stream stream) {
   if (product_.has_bias) set_bias(buffers.bias);
   const float one = 1, zero = 0;
   const void* alpha = product_.scale_per_row ? static_cast<const void*>(buffers.scale) : &one;
-  // No workspace, as in NVIDIA's sample: what the winner needs is known afterwards only.
+  // With the largest workspace that any candidate wants: without one, those that want some are not tried.
   check(api().MatmulSearch(handle_.get(), plan_.get(), alpha, buffers.blob, buffers.x, &zero, buffers.y, buffers.y,
-                           nullptr, &stream, 1),
+                           buffers.workspace, &stream, 1),
         "cusparseLtMatmulSearch", where);
   const auto get = [&](abi::AlgAttribute attribute) {
     int value = 0;

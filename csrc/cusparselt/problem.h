@@ -38,6 +38,21 @@ class Opaque {
 // Refuses a current device that is another one.
 void require_current(int device);
 
+// Throws Error: why_unusable, or CUDA fails.
+Device ask_device(int device);
+
+// Makes a device current, and puts back the one that was. Refuses a device that is not there.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
 // Of one thread and one device.
 class Handle {
  public:
@@ -61,9 +76,9 @@ class Handle {
 // So nothing is ever transposed in memory.
 class Problem {
  public:
-  // Refuses what the rules refuse (InvalidArgument) before the library sees it.
-  // With launches, the plan is for search(), which rewrites it.
-  Problem(const Handle& handle, const Product& product, int search_launches = 0);
+  // Refuses what the rules refuse (InvalidArgument) before the library sees it. `bias` is the address that the plan is
+  // made with; run() says its own. With launches, the plan is for search(), which rewrites it.
+  Problem(const Handle& handle, const Product& product, const void* bias, int search_launches = 0);
   Problem(const Problem&) = delete;
   Problem& operator=(const Problem&) = delete;
 
@@ -88,8 +103,8 @@ class Problem {
 
   const Handle& handle_;
   const Product product_;
+  const void* bias_;  // as the descriptor has it
   int algorithms_ = 0;
-  const void* bias_ = nullptr;  // as the descriptor has it
   // In the order in which each refers to those above: destroyed in reverse.
   Opaque<abi::MatDescriptor> weight_, x_, y_;
   Opaque<abi::MatmulDescriptor> matmul_;

@@ -105,16 +105,26 @@ std::string batch_rule(const Product& p) {
   return batch_stride_rule("y_batch_stride", p.y_batch_stride, p.n * p.y_stride, of.y_stride);
 }
 
-std::string activation_rule(const Product& p) {
+// Where fp8 products take GELU in: measured on sm_89 and sm_120; elsewhere what documents have and sm_89 confirms.
+bool fuses_gelu(const Product& p, int sm) {
+  if (p.in == DType::kInt8) return p.out == DType::kInt8;
+  if (!is_fp8(p.in)) return false;
+  const bool wide = p.out == DType::kFloat16 || p.out == DType::kBFloat16 || p.out == DType::kFloat32;
+  if (sm == 120 || sm == 121) return wide;
+  return p.out == DType::kBFloat16 && (sm == 89 || p.in == DType::kFloat8E4M3);
+}
+
+std::string activation_rule(const Product& p, int sm) {
   if (p.activation == Activation::kGelu) {
     return "cuSPARSELt has the tanh form of GELU only; nearest: gelu_tanh, or GELU after the product";
   }
   if (p.activation == Activation::kGeluTanh) {
-    const bool fused = (p.in == DType::kInt8 && p.out == DType::kInt8) ||
-                       (p.in == DType::kFloat8E4M3 && (p.out == DType::kFloat16 || p.out == DType::kBFloat16));
-    if (!fused) {
-      return message("gelu_tanh is fused for int8 to int8 and float8_e4m3fn to float16 or bfloat16, not for ",
-                     name_of(p.in), " to ", name_of(p.out), "; nearest: GELU after the product");
+    if (!fuses_gelu(p, sm)) {
+      const char* const fp8 = sm == 120 || sm == 121 ? "float8 to float16, bfloat16 or float32"
+                              : sm == 89             ? "float8 to bfloat16"
+                                                     : "float8_e4m3fn to bfloat16";
+      return message("gelu_tanh is fused for int8 to int8 and ", fp8, " on sm_", sm, ", not for ", name_of(p.in),
+                     " to ", name_of(p.out), "; nearest: GELU after the product");
     }
   }
   if (!std::isfinite(p.relu_threshold)) return message("relu_threshold must be finite, not ", p.relu_threshold);
@@ -122,11 +132,19 @@ std::string activation_rule(const Product& p) {
   return "";
 }
 
-std::string algorithm_rule(const Product& p, int sm) {
+constexpr int kDeadlyId = 36;
+
+std::string algorithm_rule(const Product& p, int sm, int version) {
   const Algorithm& a = p.algorithm;
   if (a.id < 0) return message("an algorithm id must not be negative, not ", a.id);
   if (a.split_k == -1 && sm != 90) {
     return message("split_k -1 (Segment-K) is for sm_90 only, and hangs on sm_", sm, "; nearest: 1");
+  }
+  // ids change their meaning with the version, so this is said of the one that was seen.
+  if (a.id == kDeadlyId && sm == 90 && p.in == DType::kFloat16 && version / 100 == 8) {
+    return message("algorithm ", kDeadlyId,
+                   " of float16 on sm_90 leaves an illegal instruction, and the context is dead ",
+                   "(seen with cuSPARSELt 0.8.1); nearest: ", kDeadlyId - 1, " and ", kDeadlyId + 1);
   }
   if (a.split_k < -1 || a.split_k > p.k) {
     return message("split_k must be 1 to k = ", p.k, " (0: default; -1 on sm_90), not ", a.split_k);
@@ -136,6 +154,9 @@ std::string algorithm_rule(const Product& p, int sm) {
       (sm < 90 && a.split_k_mode > abi::kSplitKTwoKernels)) {
     return message("split_k_mode must be 0 (default), 1 or 2", sm < 90 ? "" : ", or 3 to 6", " on sm_", sm, ", not ",
                    a.split_k_mode);
+  }
+  if (a.split_k_mode == abi::kSplitKHeuristic && (sm == 120 || sm == 121)) {
+    return message("split_k_mode 3 is refused on sm_", sm, "; nearest: 0 (default)");
   }
   if (a.split_k_buffers < -1 || (sm == 90 && a.split_k_buffers > 0)) {
     return message("split_k_buffers must be ", sm == 90 ? "0 on sm_90" : "at least 0", " (-1: default), not ",
@@ -154,7 +175,7 @@ Multiples multiples(DType in, DType out) {
 
 std::string why_illegal(const Product& product, int sm, int version) {
   for (const std::string& broken : {type_rule(product, sm, version), size_rule(product), batch_rule(product),
-                                    activation_rule(product), algorithm_rule(product, sm)}) {
+                                    activation_rule(product, sm), algorithm_rule(product, sm, version)}) {
     if (!broken.empty()) return broken;
   }
   return "";

@@ -14,7 +14,12 @@
 namespace sparse24::cusparselt {
 namespace {
 
-constexpr int kSplits[] = {2, 4};  // beyond that, K is rarely long enough
+// Those that published searches chose (bench/routes.py has their source): on sm_80 and sm_89 2 to 8, on sm_100 and
+// sm_120 powers of two besides.
+constexpr int kSplits[] = {2, 3, 4, 5, 6, 7, 8};
+constexpr int kWideSplits[] = {2, 3, 4, 5, 6, 7, 8, 16, 32};
+// Segment-K is said to hang for fewer tokens (the same source guards it so), though rows from 64 on exist.
+constexpr std::int64_t kSegmentKTokens = 400;
 constexpr int kWarmUp = 1;
 
 // Largest difference between two right algorithms, over the largest magnitude: they sum in another
@@ -52,10 +57,12 @@ float element(const std::vector<unsigned char>& bytes, DType dtype, std::size_t 
   }
 }
 
-// One search: the same buffers for every algorithm.
-class Search {
+}  // namespace
+
+// The same buffers for every algorithm.
+class Search::Runs {
  public:
-  Search(int device, const Product& product, const SearchBuffers& buffers, void* stream)
+  Runs(int device, const Product& product, const SearchBuffers& buffers, void* stream)
       : device_(device), product_(product), buffers_(buffers), stream_(stream) {}
 
   // Compresses, runs, compares and times; the first call (the default algorithm) sets what is compared with.
@@ -73,6 +80,8 @@ class Search {
         trial.refused = "wrong results";
       } else {
         trial.microseconds = time(launches);
+        // Seen on sm_90: a launch that "took" nothing had left an illegal instruction behind.
+        if (!(trial.microseconds > 0)) trial.refused = "took no time: nothing ran";
       }
     } catch (const Error& error) {
       trial.refused = error.what();
@@ -86,6 +95,10 @@ class Search {
     std::vector<float> times;
     for (int i = 0; i < kWarmUp; ++i) launch();
     for (int i = 0; i < launches; ++i) {
+      if (buffers_.flush_bytes > 0) {
+        check_cuda(cuda().MemsetAsync(buffers_.flush, 0, buffers_.flush_bytes, stream_), "cudaMemsetAsync");
+        synchronize(stream_);  // else the launch would hide behind it
+      }
       start_.record(stream_);
       launch();
       stop_.record(stream_);
@@ -96,8 +109,8 @@ class Search {
   }
 
   void prepare() {
-    workspace_bytes_ = sizes(device_, product_, stream_).workspace;
-    key_ = compress(device_, product_, buffers_.dense, buffers_.blob, buffers_.compress_buffer, stream_);
+    workspace_bytes_ = sizes(device_, product_, stream_, buffers_.bias).workspace;
+    key_ = compress(device_, product_, buffers_.dense, buffers_.blob, buffers_.compress_buffer, stream_, buffers_.bias);
     // An algorithm that writes nothing must not inherit the numbers of the one before.
     check_cuda(cuda().MemsetAsync(buffers_.y, 0xFF, output_bytes(), stream_), "cudaMemsetAsync");
   }
@@ -154,39 +167,71 @@ class Search {
   Event start_, stop_;
 };
 
+namespace {
+
 void refuse_while_capturing(abi::Stream stream) {
   if (is_capturing(stream)) throw Error("a search launches and synchronises: it cannot run while the stream captures");
 }
 
-}  // namespace
-
-std::vector<Algorithm> algorithms(int device, const Product& product, void* stream) {
+// What is asked of the library before anything of the caller's is: a bias is not read for that.
+Product without_bias(const Product& product) {
   Product plain = product;
   plain.algorithm = {};
-  const int ids = context(device).plan(plain, stream).algorithms();
-  const int sm = context(device).handle().info().sm;
+  plain.has_bias = false;
+  return plain;
+}
+
+}  // namespace
+
+Search::Search(int device, const Product& product, const SearchBuffers& buffers, void* stream)
+    : runs_((refuse_while_capturing(stream), std::make_unique<Runs>(device, product, buffers, stream))) {}
+Search::~Search() = default;
+
+Trial Search::try_out(const Algorithm& algorithm, int launches) {
+  if (launches < 1) throw InvalidArgument(message("a search needs at least 1 launch, not ", launches));
+  return runs_->try_out(algorithm, launches);
+}
+
+std::vector<Algorithm> algorithms(int device, const Product& product, void* stream) {
+  const Product plain = without_bias(product);
+  const Context& mine = context(device);
+  const int ids = context(device).plan(plain, stream, nullptr).algorithms(), sm = mine.handle().info().sm;
   std::vector<Algorithm> all;
-  for (int id = 0; id < ids; ++id) all.push_back({.id = id});
-  if (sm == 90) {
-    for (int id = 0; id < ids; ++id) all.push_back({.id = id, .split_k = -1});
-  }
-  for (const int split_k : kSplits) {
-    if (sm >= 90 || split_k > product.k) continue;
-    for (int id = 0; id < ids; ++id) {
-      all.push_back({.id = id, .split_k = split_k, .split_k_mode = abi::kSplitKOneKernel});
-      all.push_back({.id = id, .split_k = split_k, .split_k_mode = abi::kSplitKTwoKernels});
+  const auto add = [&](const Algorithm& algorithm) {
+    Product candidate = plain;
+    candidate.algorithm = algorithm;
+    if (why_illegal(candidate, sm, api().version).empty()) all.push_back(algorithm);
+  };
+  const auto add_splits = [&](const auto& splits) {
+    for (const int split_k : splits) {
+      for (int id = 0; id < ids; ++id) {
+        if (sm >= 90) {  // how is left to the library: the modes of sm_80 mean nothing there
+          add({.id = id, .split_k = split_k});
+          continue;
+        }
+        add({.id = id, .split_k = split_k, .split_k_mode = abi::kSplitKOneKernel});
+        add({.id = id, .split_k = split_k, .split_k_mode = abi::kSplitKTwoKernels});
+      }
     }
+  };
+  for (int id = 0; id < ids; ++id) add({.id = id});
+  if (sm == 90) {
+    if (product.n >= kSegmentKTokens) add_splits(std::initializer_list<int>{-1});
+  } else if (sm > 90) {
+    add_splits(kWideSplits);
+  } else {
+    add_splits(kSplits);
   }
   return all;
 }
 
-Sizes search_sizes(int device, const Product& product, void* stream) {
+Sizes search_sizes(int device, const Product& product, void* stream, const void* bias) {
   Sizes largest{};
   for (const Algorithm& algorithm : algorithms(device, product, stream)) {
     Product candidate = product;
     candidate.algorithm = algorithm;
     try {
-      const Sizes needed = sizes(device, candidate, stream);
+      const Sizes needed = sizes(device, candidate, stream, bias);
       largest.blob = std::max(largest.blob, needed.blob);
       largest.compress_buffer = std::max(largest.compress_buffer, needed.compress_buffer);
       largest.workspace = std::max(largest.workspace, needed.workspace);
@@ -200,7 +245,6 @@ Sizes search_sizes(int device, const Product& product, void* stream) {
 std::vector<Trial> search(int device, const Product& product, const std::vector<Algorithm>& candidates,
                           const SearchBuffers& buffers, int launches, float budget_ms, void* stream) {
   if (launches < 1) throw InvalidArgument(message("a search needs at least 1 launch, not ", launches));
-  refuse_while_capturing(stream);
   Search search(device, product, buffers, stream);
   const auto begin = std::chrono::steady_clock::now();
   std::vector<Trial> trials = {search.try_out({}, launches)};
@@ -219,7 +263,7 @@ Algorithm library_search(int device, const Product& product, const SearchBuffers
   Product plain = product;
   plain.algorithm = {};
   // A plan of its own: the search rewrites it.
-  Problem problem(context(device).handle(), plain, launches);
+  Problem problem(context(device).handle(), plain, buffers.bias, launches);
   return problem.search(buffers, stream);
 }
 

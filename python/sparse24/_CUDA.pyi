@@ -58,3 +58,22 @@ def quantize_per_token(
     scale: int,
     stream: int,
 ) -> None: ...
+
+FEW_TOKENS: int
+
+def few_tokens(
+    x: int,
+    dtype: int,
+    n: int,
+    k: int,
+    x_stride: int,
+    values: int,
+    weight_dtype: int,
+    indices: int,
+    m: int,
+    scale: int,
+    bias: int,
+    activation: int,
+    y: int,
+    stream: int,
+) -> None: ...

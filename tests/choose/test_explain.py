@@ -45,14 +45,33 @@ def test_explanations_name_what_a_call_does_besides_the_product() -> None:
         gpu.describe_route(layer, (3, 51), A100, True)
 
 
-def test_explanations_of_convolutions() -> None:
-    layer = SparseConv2d(16, 32, 3, padding=1, dtype=HALF)
-    assert gpu.describe_route(layer, (2, 16, 8, 8), A100, True) == "sparse: cuSPARSELt 0.8.1, algorithm 0"
-    assert "input and output are copied" in gpu.describe_route(layer, (2, 16, 8, 8), A100, False)
+@pytest.mark.usefixtures("patches_gain")
+def test_grouped_convolutions_are_explained() -> None:
     grouped = SparseConv2d(16, 24, 3, groups=2, dtype=HALF)
     assert "no legal size; nearest: 16" in gpu.describe_route(grouped, (2, 16, 8, 8), A100, True)
+
+
+def test_explanations_of_convolutions() -> None:
+    layer = SparseConv2d(16, 32, 3, padding=1, dtype=HALF)
+    untuned = gpu.describe_route(layer, (2, 16, 8, 8), A100, True)
+    assert untuned.startswith("dense, through a weight expanded for the call: a 3 x 3 convolution copies its")
+    pointwise = SparseConv2d(16, 32, 1, dtype=HALF)
+    assert gpu.describe_route(pointwise, (2, 16, 8, 8), A100, True) == "sparse: cuSPARSELt 0.8.1, algorithm 0"
+    assert "input and output are copied" in gpu.describe_route(pointwise, (2, 16, 8, 8), A100, False)
     with pytest.raises(ValueError, match=r"input must be \[N, 16, H, W\]"):
         gpu.describe_route(layer, (2, 15, 8, 8), A100, True)
+
+
+def test_few_tokens_are_explained() -> None:
+    layer = SparseLinear(512, 256, dtype=HALF)
+    with_kernels = A100._replace(kernels=True)
+    for tokens in (1, 16):
+        said = gpu.describe_route(layer, (tokens, 512), with_kernels, True)
+        assert said.startswith(f"on the compressed weight: {tokens} tokens are few: a kernel reads the")
+    assert gpu.describe_route(layer, (17, 512), with_kernels, True).startswith("sparse: cuSPARSELt")
+    sparse24.keep_dense(layer)
+    assert "through a kept copy" in gpu.describe_route(layer, (16, 512), with_kernels, True)
+    assert "as it lies" in gpu.describe_route(layer, (8, 512), with_kernels, True)
 
 
 def test_activations_of_the_reference_are_those_of_the_operators() -> None:

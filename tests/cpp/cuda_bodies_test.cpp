@@ -14,7 +14,8 @@
 #include "cuda_fixtures.h"
 #include "error.h"
 
-void test_launches();  // cuda_launch_test.cpp
+void test_launches();    // cuda_launch_test.cpp
+void test_few_tokens();  // cuda_few_tokens_test.cpp
 
 namespace {
 
@@ -204,7 +205,10 @@ void test_im2col() {
 
 // ---- quantization ----
 
-double exact(uint32_t bits, DType dtype) {
+}  // namespace
+
+double exact(std::uint32_t bits, sparse24::DType dtype) {
+  using sparse24::DType;
   if (dtype == DType::kBFloat16) bits <<= 16;
   const bool half = dtype == DType::kFloat16;
   const int fraction_bits = half ? 10 : 23, bias = half ? 15 : 127, most = half ? 31 : 255;
@@ -214,6 +218,8 @@ double exact(uint32_t bits, DType dtype) {
   if (exponent == most) return fraction != 0 ? std::nan("") : sign * std::numeric_limits<double>::infinity();
   return sign * (exponent == 0 ? std::ldexp(fraction, 1 - bias) : std::ldexp(1 + fraction, exponent - bias));
 }
+
+namespace {
 
 // |x / scale - out| <= 1/2, give or take three fp32 roundings of a number up to 127.
 bool quantized_well(const std::vector<double>& x, const std::int8_t* out, float scale) {
@@ -295,6 +301,7 @@ void test_conversions() {
 
 int main() {
   test_launches();
+  test_few_tokens();
   test_conversions();
   test_quantize_ties();
   for (int round = 0; round < 60; ++round) {

@@ -159,11 +159,16 @@ class DenseWork final : public QueuedOperation {
       for (std::int64_t k = 0; k < p_.view_a.k; ++k) {
         const auto* from = at(p_.a, a_) + bytes(p_.a.type, row * p_.view_a.extent_stride + k * p_.view_a.k_stride);
         rows.columns.push_back(static_cast<std::int32_t>(k));
-        rows.values.push_back(tf32 ? load_operand(from, p_.a.type) : load(from, p_.a.type));
+        rows.values.push_back(load_operand(from, p_.a.type, tf32 ? Tf32::kAway : Tf32::kNo));
       }
     }
-    const DenseOperand dense{
-        at(p_.b, b_), p_.b.type, p_.view_b.k, p_.view_b.extent, p_.view_b.k_stride, p_.view_b.extent_stride, tf32};
+    const DenseOperand dense{at(p_.b, b_),
+                             p_.b.type,
+                             p_.view_b.k,
+                             p_.view_b.extent,
+                             p_.view_b.k_stride,
+                             p_.view_b.extent_stride,
+                             tf32 ? Tf32::kAway : Tf32::kNo};
     multiply(rows, p_.view_a.extent, dense, [&](std::int64_t row, std::int64_t column, double sum) {
       float value = alpha_ * static_cast<float>(sum);
       if (beta_ != 0) {

@@ -1,6 +1,6 @@
 /* The controls of the emulator: what the tests set and ask. C linkage, so that ctypes reaches them too.
  * Defaults come from the environment: SPARSE24_EMULATOR_SM (86), _VERSION (801), _DRIVER (1), _DEVICES (1),
- * _DEFERRED (1), _LOG (0; 1 prints each refusal and violation to stderr). */
+ * _DEFERRED (1), _STRICT (0), _FATES (none), _LOG (0; 1 prints each refusal and violation to stderr). */
 #pragma once
 
 #include <stddef.h>
@@ -22,6 +22,8 @@ void emulator_set_version(int version);
 void emulator_set_driver(int present);
 /* 0: an asynchronous operation runs inside the call that queues it. Turning it off runs what is queued. */
 void emulator_set_deferred(int deferred);
+/* 1: memory that the arena does not know is the host's, and touching it from the device is a violation and a fault. */
+void emulator_set_strict(int strict);
 /* The algorithm id that the next searches end with; -1: the emulator's own rule (README). */
 void emulator_set_search_winner(int id);
 

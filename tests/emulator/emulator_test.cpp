@@ -72,8 +72,8 @@ void destroy_all(Objects& o) {
 
 int main() {
   using namespace emulator::test;
-  for (const auto test : {test_rules, test_lifetimes, test_products, test_sparsity, test_runtime, test_graphs,
-                          test_cublaslt, test_cost}) {
+  for (const auto test : {test_facts, test_rules, test_lifetimes, test_products, test_sparsity, test_runtime,
+                          test_graphs, test_cublaslt, test_cost}) {
     emulator_reset();
     test();
   }

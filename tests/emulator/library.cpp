@@ -50,8 +50,6 @@ Status cusparseLtGetProperty(Property type, int* value) {
   });
 }
 
-#ifndef EMULATOR_WITHOUT_OPTIONAL
-
 namespace {
 
 struct Text {
@@ -81,9 +79,17 @@ Text text_of(Status status) {
 
 }  // namespace
 
+#ifndef EMULATOR_WITHOUT_OPTIONAL
 const char* cusparseLtGetErrorName(Status status) { return text_of(status).name; }
 const char* cusparseLtGetErrorString(Status status) { return text_of(status).description; }
-
 #endif
 
 }  // namespace emulator
+
+// Of cuSPARSE: what clients of the versions before 0.8 ask for the text of a status.
+EMULATOR_EXPORT const char* cusparseGetErrorName(int status) {
+  return emulator::text_of(static_cast<emulator::Status>(status)).name;
+}
+EMULATOR_EXPORT const char* cusparseGetErrorString(int status) {
+  return emulator::text_of(static_cast<emulator::Status>(status)).description;
+}

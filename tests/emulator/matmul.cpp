@@ -23,7 +23,7 @@ void check_product(const Product& p) {
   require(p.c.rows == p.d.rows && p.c.cols == p.d.cols && p.c.ld == p.d.ld && p.c.order == p.d.order, kNotSupported,
           kMeasured, "C and D must have the same rows, cols, order and ld");
   Label label;
-  const char* reason = unsupported_product(p, state().config.version, label);
+  const char* reason = unsupported_product(p, label);
   require(reason == nullptr, kNotSupported, label, reason);
 }
 

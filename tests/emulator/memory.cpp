@@ -132,7 +132,11 @@ Block* find_block(const void* address) {
 }
 
 bool check_range(const void* address, std::size_t size, const char* what) {
-  if (size == 0 || !in_arena(address)) return true;
+  if (size == 0) return true;
+  if (!in_arena(address)) {
+    if (state().config.strict) violate(kDocumented, std::string(what) + " is memory of the host");
+    return !state().config.strict;
+  }
   const Block* block = find_block(address);
   if (!block) {
     violate(kDocumented, std::string(what) + " lies in memory that was freed or never allocated");

@@ -115,9 +115,18 @@ inline float load(const void* at, DataType type) {
   return std::nanf("");
 }
 
-// As an operand of a product: fp32 is rounded to TF32.
-inline float load_operand(const void* at, DataType type) {
-  return type == kReal32F ? tf32_truncate(tf32_half_up(read<std::uint32_t>(at))) : load(at, type);
+// measured on sm_120, for the dense operand alone: ties go to even.
+inline std::uint32_t tf32_half_even(std::uint32_t raw) {
+  return (~raw & 0x7f800000) ? raw + 0xfff + (raw >> 13 & 1) : raw;
+}
+
+enum class Tf32 { kAway, kEven, kNo };
+
+// As the dense operand of a product: fp32 is rounded to TF32.
+inline float load_operand(const void* at, DataType type, Tf32 ties) {
+  if (type != kReal32F || ties == Tf32::kNo) return load(at, type);
+  const auto raw = read<std::uint32_t>(at);
+  return tf32_truncate(ties == Tf32::kEven ? tf32_half_even(raw) : tf32_half_up(raw));
 }
 
 template <typename T>

@@ -37,6 +37,15 @@ Stamp stamp_of(const void* raw) {
   return stamp;
 }
 
+// The library fills the whole struct of its version (measured sizes), so that a client that brings a smaller one, of
+// another version's header, is damaged here too.
+std::size_t opaque_bytes() {
+  const int version = state().config.version;
+  return version >= 800 ? 512 : version >= 700 ? 1024 : 13072;
+}
+
+constexpr unsigned char kFiller = 0x5c;
+
 // A matmul descriptor has no destroy, nor has a selection before 0.8.
 bool has_destroy(Kind kind) {
   return kind != Kind::kMatmul && (kind != Kind::kAlgorithm || state().config.version >= 800);
@@ -49,6 +58,10 @@ std::shared_ptr<Object> find_object(const void* raw, Kind kind) {
   const Stamp stamp = stamp_of(raw);
   require(stamp.magic == kMagic && stamp.kind == kind, kInvalidValue, kMeasured,
           "an opaque struct was never initialised, or is already destroyed");
+  const auto original = registry().objects.find(stamp.id);
+  // measured (0.10): a copy of a matmul descriptor serves while the original lives.
+  const bool lives = original != registry().objects.end() && stamp_of(original->second->self).id == stamp.id;
+  if (kind == Kind::kMatmul && stamp.self != raw && lives && state().config.version >= 1000) return original->second;
   if (stamp.self != raw) {
     violate_and_refuse(kInvalidValue, kDocumented, "an opaque struct was copied or moved after its Init");
   }
@@ -72,6 +85,10 @@ void add_object(const void* raw, const std::shared_ptr<Object>& object) {
       r.objects.erase(found);
     }
   }
+  if (state().config.version >= 800 && reinterpret_cast<std::uintptr_t>(raw) % 16 != 0) {
+    violate(kDocumented, "an opaque struct must be aligned to 16 bytes since 0.8");
+  }
+  std::memset(const_cast<void*>(raw), kFiller, opaque_bytes());
   object->id = ++r.last_id;
   object->self = raw;
   r.objects.emplace(object->id, object);
@@ -99,7 +116,7 @@ long live_library_objects() {
 HandleObject& use_handle(const void* raw) {
   HandleObject& handle = *find<HandleObject>(raw);  // the registry keeps it
   if (handle.thread != this_thread()) {
-    violate_and_refuse(kInternalError, kMeasured, "a handle is used by another thread than the one that made it");
+    violate_and_refuse(kInternalError, kDocumented, "a handle is used by another thread than the one that made it");
   }
   if (handle.device != current_device()) {
     violate_and_refuse(kInvalidValue, kAssumed, "a handle is used while another device is current");

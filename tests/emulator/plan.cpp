@@ -35,7 +35,7 @@ void fix_problem(PlanObject& plan) {
   problem->product = plan.matmul->product;
   problem->epilogue = plan.matmul->epilogue;
   problem->algorithm = plan.algorithm->algorithm;
-  problem->workspace = workspace_bytes(problem->product, problem->algorithm);
+  problem->workspace = workspace_bytes(problem->product);
   plan.problem = std::move(problem);
 }
 
@@ -48,7 +48,7 @@ Status cusparseLtMatmulAlgSelectionInit(const Handle* handle, AlgSelection* raw,
     require(algorithm == kAlgDefault, kInvalidValue, kMeasured, "unknown algorithm");
     check_alive(*matmul);
     Label label;
-    const char* reason = no_kernel(matmul->product, matmul->epilogue, label);
+    const char* reason = no_kernel(matmul->product, matmul->epilogue, state().config.version, label);
     require(reason == nullptr, kNotSupported, label, reason);
     auto object = std::make_shared<AlgorithmObject>();
     object->handle = owner.id;

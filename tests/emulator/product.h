@@ -12,10 +12,10 @@ struct DenseOperand {
   const unsigned char* data;
   DataType type;
   std::int64_t k, columns, k_stride, column_stride;
-  bool tf32;  // round fp32 to it
+  Tf32 tf32;  // how fp32 is rounded to it
   float at(std::int64_t kk, std::int64_t column) const {
     const unsigned char* element = data + bytes(type, kk * k_stride + column * column_stride);
-    return tf32 ? load_operand(element, type) : load(element, type);
+    return load_operand(element, type, tf32);
   }
 };
 
@@ -49,8 +49,9 @@ void multiply(const KeptRows& kept, std::int64_t rows, const DenseOperand& dense
 
 // The tanh form (measured on int8).
 float gelu(float value);
-// measured: at or below the threshold a zero of the value's sign; above it at most the bound. Assumed: NaN stays.
-float relu(float value, float threshold, float upper_bound);
+// measured: at or below the threshold a zero of the value's sign (fp8 on sm_120: +0); above it at most the bound.
+// Assumed: NaN stays.
+float relu(float value, float threshold, float upper_bound, bool signed_zero = true);
 
 // The values of one call, beside what its plan fixed.
 struct MatmulCall {

@@ -28,8 +28,11 @@ int bits(DataType type) {
   return 0;
 }
 
-// measured: 16 bytes of elements, 32 for a structured matrix.
-std::int64_t required_multiple(DataType type, bool structured) { return (structured ? 256 : 128) / bits(type); }
+// measured: 16 bytes of elements, 32 for a structured matrix; of e2m1 half as much.
+std::int64_t required_multiple(DataType type, bool structured) {
+  const std::int64_t dense = type == kReal4FE2M1 ? 16 : 128 / bits(type);
+  return structured ? 2 * dense : dense;
+}
 
 namespace {
 
@@ -68,13 +71,13 @@ bool block_scaled(const Epilogue& epilogue) {
 
 }  // namespace
 
-const char* unsupported_product(const Product& p, int version, Label& label) {
+const char* unsupported_product(const Product& p, Label& label) {
   label = is_fp8(p.a.type) || p.a.type == kReal4FE2M1 ? kDocumented : kMeasured;
   if (!in_type_table(p)) return "this combination of types of A, B, C, D and compute is not in the type table";
-  if (is_fp8(p.a.type) && p.sm < 90 && !(p.sm == 89 && version >= 800)) {
-    return "fp8 needs SM 90, or SM 89 since 0.8.0";
-  }
-  if (p.a.type == kReal4FE2M1 && p.sm < 100) return "fp4 needs SM 100";
+  label = kMeasured;
+  // On SM 86, where K = 64 is refused here and K = 128 when a kernel is looked for.
+  if (p.a.type == kReal4FE2M1 && p.sparse_view().k % 128 != 0) return "fp4 needs K in multiples of 128";
+  label = is_fp8(p.a.type) ? kDocumented : kMeasured;
   const bool k_contiguous = view(p.a, true, p.op_a).k_contiguous() && view(p.b, false, p.op_b).k_contiguous();
   if (bits(p.a.type) <= 8 && !k_contiguous) {
     return "8-bit operands must be contiguous along K: A row-major and not transposed or column-major and "
@@ -83,19 +86,33 @@ const char* unsupported_product(const Product& p, int version, Label& label) {
   return nullptr;
 }
 
-const char* no_kernel(const Product& p, const Epilogue& epilogue, Label& label) {
+const char* no_kernel(const Product& p, const Epilogue& epilogue, int version, Label& label) {
   label = kMeasured;
   if (p.compute == kCompute16F && p.sm != 90) return "16-bit compute has kernels on SM 90 only";
+  // measured on SM 86: the descriptor is made, and no kernel is found.
+  if (is_fp8(p.a.type) && p.sm < 89) return "fp8 has kernels from SM 89 on";
+  if (p.a.type == kReal4FE2M1 && p.sm < 100) return "fp4 has kernels from SM 100 on";
+  // measured on SM 86, 89 and 120.
+  if (p.a.type != kReal8FE4M3 && p.a.type != kReal4FE2M1 && block_scaled(epilogue)) {
+    return "block scales are for e4m3 and e2m1";
+  }
+  label = kDocumented;
+  if (is_fp8(p.a.type) && p.sm == 89 && version < 800) return "fp8 on SM 89 came with 0.8.0";
   label = kAssumed;
   if (p.a.type == kReal4FE2M1) return "the emulator does not compute fp4 products";
   if (p.a.type == kReal8FE4M3 && block_scaled(epilogue)) return "the emulator does not compute block-scaled products";
   return nullptr;
 }
 
-// measured for int8 and fp16; documented for fp8 (strings of 0.10).
+// measured for int8 and fp16, and for fp8 into 16 and 32 bits on SM 89 and 120; documented for fp8 elsewhere (strings
+// of 0.10).
 bool gelu_allowed(const Product& p, const Epilogue& epilogue) {
   if (p.a.type == kReal8I) return p.d.type == kReal8I;
   if (block_scaled(epilogue)) return false;
+  if (is_fp8(p.a.type) && !is_fp8(p.d.type)) {
+    if (p.sm == 89) return p.d.type == kReal16BF;
+    if (is_sm12x(p.sm)) return true;
+  }
   if (p.a.type == kReal8FE4M3) return p.d.type == kReal16F || p.d.type == kReal16BF || p.d.type == kReal8FE4M3;
   return p.a.type == kReal8FE5M2 && p.d.type == kReal8FE5M2;
 }
@@ -115,42 +132,53 @@ DataType bias_type(const Product& p) {
 
 std::size_t values_bytes(const Matrix& m) { return bytes(m.type, m.rows * m.cols / 2); }
 
-// measured on a grid of shapes to 320 x 320 on sm_86 with 0.10; assumed: fp8 as int8, other SMs alike.
-std::size_t metadata_bytes(const Matrix& m) {
+// measured on a grid of shapes to 320 x 320 on sm_86 with 0.10, in 16 bits by plan and by descriptor, and for fp8 on
+// sm_120 for two cubes; assumed: fp8 as int8 elsewhere, other SMs alike.
+std::size_t metadata_bytes(const Matrix& m, const View* view, int sm) {
   const std::int64_t n = m.lines(), k = m.line_length();
   const auto larger = [&](std::int64_t small, std::int64_t large) {
     return std::max(round_up(n, small) * round_up(k, large), round_up(n, large) * round_up(k, small));
   };
+  if (is_fp8(m.type) && is_sm12x(sm)) return static_cast<std::size_t>(round_up(n, 128) * round_up(k, 128) / 8);
   switch (bits(m.type)) {
     case 32: return static_cast<std::size_t>(larger(16, 64) / 2);
-    case 16: return static_cast<std::size_t>(larger(32, 64) / 8);
+    case 16:
+      return static_cast<std::size_t>((view ? round_up(view->extent, 32) * round_up(view->k, 64) : larger(32, 64)) / 8);
     default: return static_cast<std::size_t>(round_up(n, 64) * round_up(k, 128) / 4);
   }
 }
 
-// measured: one copy of the metadata, where 8- and 32-bit types hold two.
-std::size_t compress_buffer_bytes(const Matrix& m) { return metadata_bytes(m) / (bits(m.type) == 16 ? 1 : 2); }
-
-// measured on square problems for split-K 1 (sm_86); assumed: a float partial sum per split otherwise.
-std::size_t workspace_bytes(const Product& p, const Algorithm& algorithm) {
-  const std::int64_t outputs = p.d.rows * p.d.cols;
-  std::int64_t size = 0;
-  switch (bits(p.a.type)) {
-    case 32: size = std::max<std::int64_t>(outputs / 4, 512); break;
-    case 16: size = std::max<std::int64_t>(outputs / 8, 256); break;
-    default: size = std::max<std::int64_t>(outputs / 8, 1024); break;
-  }
-  if (algorithm.split_k > 1) size += outputs * p.d.batches * algorithm.split_k * 4;
-  return static_cast<std::size_t>(size);
+// measured: one copy of the metadata, where 8- and 32-bit types hold two; fp8 on sm_120 one number for two cubes.
+std::size_t compress_buffer_bytes(const Matrix& m, const View* view, int sm) {
+  if (is_fp8(m.type) && is_sm12x(sm)) return 49216;
+  return metadata_bytes(m, view, sm) / (bits(m.type) == 16 ? 1 : 2);
 }
 
-// measured on sm_86; documented that the number of ids depends on SM and type; assumed: the numbers elsewhere,
-// and that split-K is -1 on SM 90 (seen in a log).
+// measured: the compression buffer (about m k / 8), whatever the tokens and split-K, for every batch; on sm_90 a little
+// more, on sm_100 mostly nothing, on sm_120 nothing for fp8. Sizes may be odd.
+std::size_t workspace_bytes(const Product& p) {
+  const bool is_120 = is_sm12x(p.sm);
+  if ((p.sm >= 100 && !is_120) || (is_120 && is_fp8(p.a.type))) return 0;
+  const View view = p.sparse_view();
+  const std::size_t one = compress_buffer_bytes(p.sparse(), &view, p.sm) + (p.sm == 90 ? 319 : 0);
+  return one * static_cast<std::size_t>(p.d.batches);
+}
+
+// measured (0.8.1) for 16 bits, int8 and fp8 on sm_80, 89, 90, 100, 120 and 121; assumed: fp32 as bf16.
+int config_count(const Product& p) {
+  const DataType type = p.a.type;
+  if (p.sm == 90) return type == kReal16F ? 52 : type == kReal8I ? 25 : is_fp8(type) ? 30 : 21;
+  if (is_sm12x(p.sm)) return is_fp8(type) ? 4 : 2;
+  if (p.sm >= 100) return type == kReal4FE2M1 ? 60 : 108;
+  return p.sm == 80 && type == kReal8I ? 5 : 4;
+}
+
+// measured that split-K is -1 on SM 90 (a log); assumed: the mode from SM 100 on.
 Algorithm default_algorithm(const Product& p) {
   Algorithm algorithm;
-  if (p.sm >= 90) algorithm.config_max_id = (p.sm == 90 ? 10 : 6) + (bits(p.a.type) == 16 ? 1 : 0);
+  algorithm.config_max_id = config_count(p);
   if (p.sm == 90) algorithm.split_k = -1;
-  if (p.sm >= 100) algorithm.split_k_mode = kSplitKHeuristic;
+  if (p.sm >= 100 && !is_sm12x(p.sm)) algorithm.split_k_mode = kSplitKHeuristic;
   return algorithm;
 }
 
@@ -164,18 +192,21 @@ void check_algorithm_attribute(const Product& p, const Algorithm& algorithm, Alg
     case kConfigMaxId: require(false, kInvalidValue, kMeasured, "ALG_CONFIG_MAX_ID is read-only"); return;
     case kSearchIterations: return;
     case kSplitK:
+      if (is_sm12x(p.sm) && value == 0) return;  // measured: answered without an error
       require(value >= 1 || (sm90 && value == -1), kInvalidValue, kMeasured,
-              "SPLIT_K must be at least 1 (or -1, Segment-K, on SM 90)");
-      require(value <= (sm90 ? 1 : p.sparse_view().k), kInvalidValue, kDocumented,
+              "SPLIT_K must be at least 1 (or -1, Segment-K, from SM 90 on)");
+      require(value <= (p.sm == 90 ? 1 : p.sparse_view().k), kInvalidValue, kDocumented,
               "SPLIT_K must be at most K, and 1 or -1 on SM 90");
       return;
     case kSplitKMode:
+      require(!is_sm12x(p.sm) || value != kSplitKHeuristic, kInvalidValue, kMeasured,
+              "SPLIT_K_MODE 3 is refused on SM 120");
       require(sm90 ? value >= 1 && value <= 6 : value == kSplitKOneKernel || value == kSplitKTwoKernels, kInvalidValue,
               sm90 ? kAssumed : kMeasured, "SPLIT_K_MODE must be 1 or 2 (up to 6 from SM 90 on)");
       return;
     case kSplitKBuffers:
       require(value >= 0, kInvalidValue, kMeasured, "SPLIT_K_BUFFERS must not be negative");
-      require(!sm90 || value == 0, kInvalidValue, kDocumented, "SPLIT_K_BUFFERS must be 0 from SM 90 on");
+      require(p.sm != 90 || value == 0, kInvalidValue, kDocumented, "SPLIT_K_BUFFERS must be 0 on SM 90");
       return;
   }
   require(false, kInvalidValue, kMeasured, "unknown attribute of an algorithm selection");

@@ -78,14 +78,15 @@ inline std::size_t bytes(DataType type, std::int64_t count) {
   return static_cast<std::size_t>(count) * static_cast<std::size_t>(bits(type)) / 8;
 }
 inline bool is_fp8(DataType type) { return type == kReal8FE4M3 || type == kReal8FE5M2; }
+inline bool is_sm12x(int sm) { return sm == 120 || sm == 121; }
 
 // rows, cols and ld must be multiples of this many elements.
 std::int64_t required_multiple(DataType type, bool structured);
 
-// The reason why a product cannot be described on this SM and version, or null.
-const char* unsupported_product(const Product& product, int version, Label& label);
+// The reason why a product cannot be described, or null.
+const char* unsupported_product(const Product& product, Label& label);
 // The reason why no kernel exists for a product that can be described, or null.
-const char* no_kernel(const Product& product, const Epilogue& epilogue, Label& label);
+const char* no_kernel(const Product& product, const Epilogue& epilogue, int version, Label& label);
 
 bool gelu_allowed(const Product& product, const Epilogue& epilogue);
 bool gelu_scaling_allowed(const Product& product, const Epilogue& epilogue);
@@ -93,14 +94,17 @@ bool gelu_scaling_allowed(const Product& product, const Epilogue& epilogue);
 // Of a bias and of the vectors.
 DataType bias_type(const Product& product);
 
-// One compressed copy of a structured matrix: the kept values, then the metadata. Sizes come from the matrix
-// alone: the contiguous dimension is taken as K.
+// One compressed copy of a structured matrix: the kept values, then the metadata. A plan knows which dimension is K;
+// a bare descriptor (no view) has room for either.
 std::size_t values_bytes(const Matrix& matrix);
-std::size_t metadata_bytes(const Matrix& matrix);
-std::size_t compress_buffer_bytes(const Matrix& matrix);
+std::size_t metadata_bytes(const Matrix& matrix, const View* view, int sm);
+std::size_t compress_buffer_bytes(const Matrix& matrix, const View* view, int sm);
+inline std::size_t copy_bytes(const Matrix& matrix, const View* view, int sm) {
+  return values_bytes(matrix) + metadata_bytes(matrix, view, sm);
+}
 inline std::int64_t compressed_copies(const Matrix& matrix) { return matrix.batch_stride == 0 ? 1 : matrix.batches; }
 
-std::size_t workspace_bytes(const Product& product, const Algorithm& algorithm);
+std::size_t workspace_bytes(const Product& product);
 
 Algorithm default_algorithm(const Product& product);
 void check_algorithm_attribute(const Product& product, const Algorithm& algorithm, AlgAttribute attribute, int value);

@@ -26,6 +26,7 @@ constexpr ErrorText kErrors[] = {
     {kCudaInvalidHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {kCudaNotReady, "cudaErrorNotReady", "device not ready"},
     {kCudaIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
+    {kCudaIllegalInstruction, "cudaErrorIllegalInstruction", "an illegal instruction was encountered"},
     {kCudaNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {kCudaCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
     {kCudaCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",

@@ -73,14 +73,19 @@ CudaError runtime_call(const char* function, Body&& body) {
   const CudaError error = guarded<CudaError>(function, [&] {
     require(state().config.driver, kCudaInsufficientDriver, kMeasured, "there is no driver");
     require(state().config.devices > 0, kCudaNoDevice, kDocumented, "there is no device");
+    require(!state().context_is_dead, kCudaIllegalInstruction, kDocumented, "the context is dead");
     return body();
   });
   if (error != kCudaSuccess && error != kCudaNotReady) last_error() = error;
   return error;
 }
 
-// Faults of queued work show at the next synchronisation (documented), once (the real error stays for good).
-inline CudaError faulted(bool fault) { return fault ? kCudaIllegalAddress : kCudaSuccess; }
+// Faults of queued work show at the next synchronisation (documented), once (the real error stays for good); an illegal
+// instruction does stay.
+inline CudaError faulted(bool fault) {
+  if (state().context_is_dead) return kCudaIllegalInstruction;
+  return fault ? kCudaIllegalAddress : kCudaSuccess;
+}
 
 void forget_runtime();
 long live_runtime_objects();

@@ -154,6 +154,7 @@ CudaError cudaEventSynchronize(CudaEvent event) {
     ++state().synchronizations;
     if (!object->record) return kCudaSuccess;
     run_until(*object->record->stream, object->record->number);
+    note_event_waited_for(*object->record);
     check_margins();
     return faulted(std::exchange(object->record->stream->faulted, false));
   });
@@ -163,6 +164,7 @@ CudaError cudaEventQuery(CudaEvent event) {
   return runtime_call("cudaEventQuery", [&]() -> CudaError {
     const auto object = tables().events.find(event, kNoEvent);
     require_outside_capture(*object);
+    if (object->record && object->record->done) note_event_waited_for(*object->record);
     if (!object->record || object->record->done) return kCudaSuccess;
     run_until(*object->record->stream, object->record->number);
     return kCudaNotReady;

@@ -207,10 +207,11 @@ BlobKind blob_kind(const Matrix& matrix, const View& view, bool is_a, int sm, in
   return {mark, (layout + sm) % view.extent};
 }
 
-bool compress_copy(const Matrix& matrix, const View& view, const BlobKind& kind, const void* dense, void* blob) {
+bool compress_copy(const Matrix& matrix, const View& view, const BlobKind& kind, const void* dense, void* blob,
+                   std::size_t copy_bytes) {
   auto* values = static_cast<unsigned char*>(blob);
   auto* metadata = values + values_bytes(matrix);
-  const std::size_t metadata_size = metadata_bytes(matrix), value_size = bytes(matrix.type, 1);
+  const std::size_t metadata_size = copy_bytes - values_bytes(matrix), value_size = bytes(matrix.type, 1);
   std::memset(metadata, 0xee, metadata_size);
   const bool pairs = group_size(matrix) == 2;
   const std::int64_t groups = view.k / group_size(matrix);

@@ -22,7 +22,8 @@ struct BlobKind {
 BlobKind blob_kind(const Matrix& matrix, const View& view, bool is_a, int sm, int config_id);
 
 // One copy. Returns false when a group held more non-zeros than it keeps, which are dropped.
-bool compress_copy(const Matrix& matrix, const View& view, const BlobKind& kind, const void* dense, void* blob);
+bool compress_copy(const Matrix& matrix, const View& view, const BlobKind& kind, const void* dense, void* blob,
+                   std::size_t copy_bytes);
 
 // The operand by rows along its non-K extent: `per_row` kept columns and values each.
 struct KeptRows {

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "cublaslt.h"
 #include "emulator.h"
@@ -21,6 +22,20 @@ namespace {
 int from_environment(const char* name, int otherwise) {
   const char* text = std::getenv(name);
   return text && *text ? std::atoi(text) : otherwise;
+}
+
+// "36=illegal,2=hang,3=abort"
+std::map<int, Fate> fates_from(const char* text) {
+  std::map<int, Fate> fates;
+  while (text && *text) {
+    char* end = nullptr;
+    const int id = static_cast<int>(std::strtol(text, &end, 10));
+    if (end == text || *end != '=') break;
+    fates[id] = end[1] == 'h' ? Fate::kHang : end[1] == 'a' ? Fate::kAbort : Fate::kIllegal;
+    text = std::strchr(end, ',');
+    if (text) ++text;
+  }
+  return fates;
 }
 
 }  // namespace
@@ -48,7 +63,10 @@ void State::reset() {
             from_environment("SPARSE24_EMULATOR_DRIVER", 1) != 0,
             from_environment("SPARSE24_EMULATOR_DEFERRED", 1) != 0,
             from_environment("SPARSE24_EMULATOR_LOG", 0) != 0,
-            -1};
+            -1,
+            from_environment("SPARSE24_EMULATOR_STRICT", 0) != 0,
+            fates_from(std::getenv("SPARSE24_EMULATOR_FATES"))};
+  context_is_dead = false;
   refusals = synchronizations = allocations = launches = calls_ = fail_at_ = 0;
   fail_status_ = 0;
   last_refusal.clear();
@@ -125,6 +143,11 @@ CONTROL void emulator_set_deferred(int deferred) {
 CONTROL void emulator_set_search_winner(int id) {
   const std::lock_guard lock(state().mutex);
   state().config.search_winner = id;
+}
+
+CONTROL void emulator_set_strict(int strict) {
+  const std::lock_guard lock(state().mutex);
+  state().config.strict = strict != 0;
 }
 
 CONTROL void emulator_fail_at(long n, int status) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -35,10 +36,15 @@ inline void require(bool ok, int status, Label label, const char* rule) {
   }
 }
 
+// What becomes of the process that runs an algorithm.
+enum class Fate { kNone, kIllegal, kAbort, kHang };
+
 struct Config {
   int devices, sm, version;
   bool driver, deferred, log;
   int search_winner;
+  bool strict;  // host memory is no device's
+  std::map<int, Fate> fates;
 };
 
 class State {
@@ -57,6 +63,7 @@ class State {
 
   std::mutex mutex;
   Config config;
+  bool context_is_dead;       // an illegal instruction: every later call that reaches the device fails
   const char* function = "";  // the call being made, or the queued operation being run
   long refusals, synchronizations, allocations, launches;
   std::string last_refusal;

@@ -1,3 +1,4 @@
+// A little over 300 lines: streams, events and captures have one scheduler.
 #include "streams.h"
 
 #include <algorithm>
@@ -16,7 +17,21 @@ struct Scheduler {
   std::unordered_map<std::uint64_t, std::shared_ptr<StreamObject>> streams;  // by handle
   std::unordered_map<int, std::shared_ptr<StreamObject>> legacy;             // by device
   std::vector<std::shared_ptr<Capture>> captures;
+  Clock host;  // what some thread has waited for
+  struct Scratch {
+    std::uintptr_t begin, end;
+    const StreamObject* stream;
+    std::uint64_t number;
+  };
+  std::vector<Scratch> scratch;
 };
+
+void join(Clock& clock, const Clock& other) {
+  for (const auto& [stream, number] : other) {
+    std::uint64_t& own = clock[stream];
+    own = std::max(own, number);
+  }
+}
 
 Scheduler& scheduler() {
   static Scheduler* scheduler = new Scheduler;
@@ -102,6 +117,8 @@ void remove_stream(Stream stream) {
   require(handle > 2, kCudaInvalidHandle, kDocumented, "the default stream cannot be destroyed");
   const auto removed = share_stream(stream);
   run_all(*removed);  // the runtime lets the work finish
+  join(scheduler().host, removed->clock);
+  std::erase_if(scheduler().scratch, [&](const auto& use) { return use.stream == removed.get(); });
   scheduler().streams.erase(handle);
 }
 
@@ -134,6 +151,15 @@ void enqueue(StreamObject& stream, Work work) {
     }
   }
   const std::uint64_t number = ++scheduler().last_number;
+  join(stream.clock, scheduler().host);
+  if (stream.legacy) {
+    for (const auto& other : all_streams()) {
+      if (other->blocking && other->device == stream.device) join(stream.clock, other->clock);
+    }
+  } else if (stream.blocking) {
+    join(stream.clock, legacy_stream(stream.device)->clock);
+  }
+  stream.clock[&stream] = number;
   stream.queue.push_back({number, std::move(work)});
   if (!state().config.deferred) run_until(stream, number);
 }
@@ -161,6 +187,7 @@ void run_everything() {
 bool synchronize(StreamObject& stream) {
   ++state().synchronizations;
   run_all(stream);
+  join(scheduler().host, stream.clock);
   check_margins();
   return std::exchange(stream.faulted, false);
 }
@@ -168,6 +195,8 @@ bool synchronize(StreamObject& stream) {
 bool synchronize_device() {
   ++state().synchronizations;
   run_everything();
+  for (const auto& stream : all_streams()) join(scheduler().host, stream->clock);
+  for (auto& [device, stream] : scheduler().legacy) join(scheduler().host, stream->clock);
   check_margins();
   bool faulted = false;
   for (const auto& stream : all_streams()) faulted |= std::exchange(stream->faulted, false);
@@ -233,6 +262,7 @@ void record_event(EventObject& event, Stream stream_handle) {
     return true;
   }));
   record->number = scheduler().last_number;
+  record->clock = stream->clock;
   event.record = std::move(record);
   event.asked = false;
 }
@@ -249,14 +279,35 @@ void wait_for_event(StreamObject& stream, EventObject& event) {
     stream.capture->invalid = true;
     throw Refusal{kCudaCaptureIsolation, kDocumented, "a captured stream cannot wait for work outside the capture"};
   }
+  join(stream.clock, event.record->clock);
   enqueue(stream, make_work("cudaStreamWaitEvent", [record = event.record] {
             run_until(*record->stream, record->number);
             return true;
           }));
 }
 
+void note_event_waited_for(const EventObject::Record& record) { join(scheduler().host, record.clock); }
+
+void note_scratch(StreamObject& stream, const void* memory, std::size_t size) {
+  if (!memory || size == 0 || stream.capture) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t end = begin + size;
+  auto& all = scheduler().scratch;
+  for (const auto& other : all) {
+    if (other.stream == &stream || begin >= other.end || other.begin >= end) continue;
+    const auto known = stream.clock.find(other.stream);
+    if (known == stream.clock.end() || known->second < other.number) {
+      violate(kDocumented, "one workspace is used on two streams that nothing orders");
+    }
+  }
+  std::erase_if(all, [&](const auto& other) { return other.begin >= begin && other.end <= end; });
+  all.push_back({begin, end, &stream, scheduler().last_number});
+}
+
 void forget_streams() {
   Scheduler& s = scheduler();
+  s.host.clear();
+  s.scratch.clear();
   // Queued work may hold the stream that holds it.
   for (auto& [handle, stream] : s.streams) stream->queue.clear();
   for (auto& [device, stream] : s.legacy) stream->queue.clear();

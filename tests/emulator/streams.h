@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <deque>
+#include <map>
 #include <vector>
 
 #include "state.h"
@@ -23,6 +24,7 @@ enum : int {
   kCudaInvalidHandle = 400,
   kCudaNotReady = 600,
   kCudaIllegalAddress = 700,
+  kCudaIllegalInstruction = 715,
   kCudaNotSupported = 801,
   kCudaCaptureUnsupported = 900,
   kCudaCaptureInvalidated = 901,
@@ -69,8 +71,12 @@ struct Capture {
   std::vector<StreamObject*> unjoined;  // streams that were forked and have work the origin does not wait for
 };
 
+// By stream, the number of the last of its operations that is known to come before.
+using Clock = std::map<const void*, std::uint64_t>;
+
 struct StreamObject {
   int device = 0;
+  Clock clock;
   bool legacy = false, blocking = true;
   struct Queued {
     std::uint64_t number;
@@ -87,6 +93,7 @@ struct EventObject {
     std::shared_ptr<StreamObject> stream;
     std::uint64_t number = 0;
     std::shared_ptr<Capture> capture;
+    Clock clock;
     bool done = false;
     std::chrono::steady_clock::time_point time;
   };
@@ -125,6 +132,12 @@ std::shared_ptr<Graph> end_capture(StreamObject& stream);
 
 void record_event(EventObject& event, Stream stream);
 void wait_for_event(StreamObject& stream, EventObject& event);
+
+// A thread has waited for what was recorded.
+void note_event_waited_for(const EventObject::Record& record);
+// The last operation of a stream writes to this scratch memory: a violation where that of another stream did, and
+// nothing orders the two.
+void note_scratch(StreamObject& stream, const void* memory, std::size_t size);
 
 void forget_streams();
 long live_streams();

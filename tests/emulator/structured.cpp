@@ -16,9 +16,12 @@ struct Target {
   View view;
   bool is_a;
   int device, sm;
+  bool has_plan = true;  // else sizes are those of the bare descriptor
 
+  const View* known_view() const { return has_plan ? &view : nullptr; }
   std::size_t dense_bytes() const { return bytes(matrix.type, matrix.extent()); }
-  std::size_t copy_bytes() const { return values_bytes(matrix) + metadata_bytes(matrix); }
+  std::size_t copy_bytes() const { return emulator::copy_bytes(matrix, known_view(), sm); }
+  std::size_t buffer_bytes() const { return compress_buffer_bytes(matrix, known_view(), sm); }
   // A stride of 0 is one matrix for all batches.
   std::int64_t batches() const { return compressed_copies(matrix); }
   template <typename Byte>
@@ -36,7 +39,7 @@ Target target_of(const HandleObject& handle, const MatDescriptor* raw, int is_a,
   const auto object = find<MatrixObject>(raw);  // measured: a dense descriptor is taken as well
   require(op == kNonTranspose || op == kTranspose, kInvalidValue, kMeasured,
           "the operation must be non-transpose or transpose");
-  Target target{object->matrix, view(object->matrix, is_a != 0, op), is_a != 0, handle.device, handle.sm};
+  Target target{object->matrix, view(object->matrix, is_a != 0, op), is_a != 0, handle.device, handle.sm, false};
   // measured: before a plan uses it, a descriptor counts as one matrix here.
   if (!object->in_plan) target.matrix.batches = 1;
   return target;
@@ -94,12 +97,12 @@ Status prune_check(const char* function, const Target& target, const void* in, i
   return kSuccess;
 }
 
-Status compressed_size(const Matrix& matrix, std::size_t* size, std::size_t* buffer_size) {
+Status compressed_size(const Target& target, std::size_t* size, std::size_t* buffer_size) {
   require(size && buffer_size, kInvalidValue, kMeasured, "both sizes must be asked for");
-  check_type(matrix);
-  const auto copies = static_cast<std::size_t>(compressed_copies(matrix));
-  *size = (values_bytes(matrix) + metadata_bytes(matrix)) * copies;
-  *buffer_size = compress_buffer_bytes(matrix) * copies;
+  check_type(target.matrix);
+  const auto copies = static_cast<std::size_t>(target.batches());
+  *size = target.copy_bytes() * copies;
+  *buffer_size = target.buffer_bytes() * copies;
   return kSuccess;
 }
 
@@ -112,7 +115,7 @@ Status compress(const char* function, const Target& target, int config_id, const
   const BlobKind kind = blob_kind(target.matrix, target.view, target.is_a, target.sm, config_id);
   submit(stream, target.device, kExecutionFailed, make_work(function, [=] {
            const auto copies = static_cast<std::size_t>(target.batches());
-           const std::size_t buffer_bytes = compress_buffer_bytes(target.matrix) * copies;
+           const std::size_t buffer_bytes = target.buffer_bytes() * copies;
            if (!check_range(dense, target.dense_bytes(), "the dense matrix") ||
                !check_range(compressed, target.copy_bytes() * copies, "the compressed matrix") ||
                (buffer && !check_range(buffer, buffer_bytes, "the buffer"))) {
@@ -123,7 +126,8 @@ Status compress(const char* function, const Target& target, int config_id, const
            for (std::size_t i = 0; i < copies; ++i) {
              const auto* from = target.batch(static_cast<const unsigned char*>(dense), static_cast<std::int64_t>(i));
              auto* to = static_cast<unsigned char*>(compressed) + i * target.copy_bytes();
-             nothing_dropped = compress_copy(target.matrix, target.view, kind, from, to) && nothing_dropped;
+             nothing_dropped =
+                 compress_copy(target.matrix, target.view, kind, from, to, target.copy_bytes()) && nothing_dropped;
            }
            if (!nothing_dropped) {
              violate(kDocumented, "the matrix is not pruned: values were dropped without an error");
@@ -178,8 +182,8 @@ Status cusparseLtSpMMAPruneCheck2(const Handle* handle, const MatDescriptor* des
 Status cusparseLtSpMMACompressedSize(const Handle* handle, const Plan* raw, std::size_t* size,
                                      std::size_t* buffer_size) {
   return guarded<Status>("cusparseLtSpMMACompressedSize", [&] {
-    const PlanObject& plan = use_plan(raw, use_handle(handle));
-    return compressed_size(plan.problem->product.sparse(), size, buffer_size);
+    const HandleObject& owner = use_handle(handle);
+    return compressed_size(target_of(owner, *use_plan(raw, owner).matmul), size, buffer_size);
   });
 }
 
@@ -197,7 +201,7 @@ Status cusparseLtSpMMACompress(const Handle* handle, const Plan* raw, const void
 Status cusparseLtSpMMACompressedSize2(const Handle* handle, const MatDescriptor* descriptor, std::size_t* size,
                                       std::size_t* buffer_size) {
   return guarded<Status>("cusparseLtSpMMACompressedSize2", [&] {
-    return compressed_size(target_of(use_handle(handle), descriptor, 1, kNonTranspose).matrix, size, buffer_size);
+    return compressed_size(target_of(use_handle(handle), descriptor, 1, kNonTranspose), size, buffer_size);
   });
 }
 

@@ -8,6 +8,7 @@ namespace emulator {
 
 // A stream that cannot take work is a launch failure: the CUDA code becomes `status`.
 inline void submit(Stream handle, int device, int status, Work work) {
+  require(!state().context_is_dead, status, kDocumented, "the context is dead");
   try {
     StreamObject& stream = find_stream(handle);
     if (stream.device != device) violate(kAssumed, "the stream belongs to another device than the handle");

@@ -75,6 +75,7 @@ void destroy_all(Objects& objects);  // plan, selection, matrices and handle, al
 std::int64_t stored_rows(const Shape& shape, char matrix);
 std::int64_t stored_cols(const Shape& shape, char matrix);
 
+void test_facts();
 void test_rules();
 void test_lifetimes();
 void test_products();

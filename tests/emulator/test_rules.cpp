@@ -68,8 +68,8 @@ void test_handle() {
   std::memset(&marked, 0x5a, sizeof marked);
   expect_equal(cusparseLtInit(&marked), kSuccess, "Init");
   untouched = true;
-  for (std::size_t i = 32; i < sizeof marked; ++i) untouched = untouched && marked.data[i] == 0x5a;
-  expect(untouched, "no more than 32 bytes of a struct are written to");
+  for (std::size_t i = 512; i < sizeof marked; ++i) untouched = untouched && marked.data[i] == 0x5a;
+  expect(untouched && marked.data[511] != 0x5a, "a struct of 0.8 is written to its 512 bytes, and no further");
   expect_equal(cusparseLtGetVersion(&marked, nullptr), kInvalidValue, "GetVersion(NULL)");
   expect_equal(cusparseLtGetVersion(&marked, &value), kSuccess, "GetVersion");
   expect_equal(value, 801, "version");

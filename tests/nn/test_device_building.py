@@ -20,7 +20,7 @@ from emulated import Emulator, randn, sparse_weight
 from own_forms import FEW, MANY, K, M, check, forms, is_away, new_layer, run, wait_for_handles
 from reference import assert_matches, linear_reference
 from sparse24.nn import device_forms, on_device
-from sparse24.ops.cuda import blobs
+from sparse24.ops.cuda import blobs, memory
 
 HALF = torch.float16
 
@@ -120,8 +120,8 @@ def test_bringing_back_that_fails_leaves_the_layer_whole(monkeypatch: pytest.Mon
 def test_captures(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, compressions: list[Any]) -> None:
     """What is not ready is refused, a captured blob keeps its place, and a new weight is written there."""
     pool: list[Tensor] = []  # torch's CUDA allocator keeps what a graph uses; that of CPU tensors does not
-    unpooled = blobs.workspace
-    monkeypatch.setattr(blobs, "workspace", lambda *given: pool.append(unpooled(*given)) or pool[-1])
+    unpooled = memory.scratch
+    monkeypatch.setattr(memory, "scratch", lambda *given: pool.append(unpooled(*given)) or pool[-1])
     mine = emulator.new_stream()
     monkeypatch.setattr(on_device, "current_stream", lambda tensor: mine)
     handle = ctypes.c_void_p(mine.handle)

@@ -13,10 +13,11 @@ from ..nn.conv2d import SparseConv2d, _conv_arguments
 from ..nn.linear import SparseLinear
 from ..nn.on_device import Glance
 from ..ops import Error
-from ..ops.cuda import cusparselt, route, search, tuned, weights
+from ..ops.cuda import cusparselt, route, search, tuned, ways, weights
 from ..ops.cuda import products as cuda
 from ..ops.cuda.launch import forget_plans
 from ..ops.cuda.operators import current_stream
+from ..ops.cuda.trials import Trials
 from . import cpu
 from .tuning import Tuned, Tuning
 
@@ -82,7 +83,9 @@ def describe_route(
     if isinstance(layer, SparseConv2d):
         chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
     else:
-        chosen = cuda.route_of(call, weight, on)
+        chosen = ways.route_of(call, weight, on)
+    if chosen.few:
+        return f"on the compressed weight: {chosen.reason}"
     if not chosen.sparse:
         is_kept = weight.keeps_dense and weight.derived() is not None
         kept = "a kept copy" if is_kept else "a weight expanded for the call"
@@ -101,6 +104,10 @@ def _product_sizes(layer: SparseLinear | SparseConv2d) -> tuple[int, int]:
     return cuda.conv2d_sizes(layer.in_channels, layer.out_channels, layer._geometry())
 
 
+def _window_of(layer: SparseLinear | SparseConv2d) -> tuple[int, ...]:
+    return layer._geometry().copies if isinstance(layer, SparseConv2d) else ()
+
+
 def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> route.Call:
     dtype = Glance(layer).like[0].dtype
     input = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
@@ -117,7 +124,8 @@ def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> 
     except RuntimeError as error:
         raise ValueError(f"{refusal}: {error}") from None
     m, k = _product_sizes(layer)
-    return route.Call(dtype, dtype, m, tokens, k, layer.activation, layer.bias is not None)
+    window = _window_of(layer)
+    return route.Call(dtype, dtype, m, tokens, k, layer.activation, layer.bias is not None, window=window)
 
 
 # ---- search -----------------------------------------------------------------------------------------
@@ -138,10 +146,13 @@ def tune(
     On a CPU each weight is timed, dense and sparse, in turns: ``explain`` tells the figures, and without
     example inputs ``to_sparse`` decides by them from then on.
 
-    On a GPU every algorithm id that the library has (with split-k where it has it) compresses the weight, is
-    compared with the default one, and is timed by events. The figures choose how layers run from then on,
-    also in other processes: they are kept in ``$SPARSE24_CACHE`` (``~/.cache/sparse24``) by GPU, driver and
-    cuSPARSELt version. They are written after each product, so an interrupted run is gone on with.
+    On a GPU every algorithm id that the library has, its own choice, and splits of K for the fastest compress
+    a weight of that size, are compared with the default one, and are timed with a cold L2 cache; then whole
+    calls, sparse and dense, in turns, their host cost included. That runs in a process of its own, for an
+    algorithm may kill it: such a one is never run again here (``denied.json`` beside the figures). A weight
+    has one algorithm for all counts of tokens. The figures choose how layers run from then on, also in other
+    processes: they are kept in ``$SPARSE24_CACHE`` (``~/.cache/sparse24``) by GPU, driver and cuSPARSELt
+    version. They are written after each product, so an interrupted run is gone on with.
 
     Args:
         tokens: token counts (batch times sequence; of a convolution batch times pixels); each stands for
@@ -198,18 +209,24 @@ class TuningRun:
     ) -> Tuning:
         """Every distinct product of ``layers``, until the budget is spent."""
         end = time.monotonic() + budget_seconds
-        products = {(Glance(layer).like[0].dtype, *_product_sizes(layer)): layer for layer in layers}
+        products = {
+            (Glance(layer).like[0].dtype, *_product_sizes(layer), _window_of(layer)): layer
+            for layer in layers
+        }
         rows = []
-        for (dtype, m, k), layer in products.items():
-            for count in tokens:
-                call = route.Call(dtype, dtype, m, count, k)
-                row = self._row(call, layer, end - time.monotonic())
-                rows.append(row)
-                line = str(Tuning([row])).splitlines()[-1]
-                progress(f"{len(rows)}/{len(products) * len(tokens)} {line}")
+        with Trials(Glance(layers[0]).device, self._gpu) as trials:
+            for (dtype, m, k, window), layer in products.items():
+                for count in tokens:
+                    call = route.Call(dtype, dtype, m, count, k, window=window)
+                    row = self._row(call, layer, trials, end - time.monotonic())
+                    rows.append(row)
+                    line = str(Tuning([row])).splitlines()[-1]
+                    progress(f"{len(rows)}/{len(products) * len(tokens)} {line}")
         return Tuning(rows)
 
-    def _row(self, call: route.Call, layer: SparseLinear | SparseConv2d, seconds_left: float) -> Tuned:
+    def _row(
+        self, call: route.Call, layer: SparseLinear | SparseConv2d, trials: Trials, seconds_left: float
+    ) -> Tuned:
         def left(remark: str) -> Tuned:
             found = route.measured.get(route.measured_key(call, self._gpu))
             return Tuned(call.dtype, call.m, call.k, call.n, found, 0, 0, remark)
@@ -219,16 +236,22 @@ class TuningRun:
         if seconds_left <= 0:
             return left("the budget is spent")
         weight = Glance(layer)
-        reason = cuda.why_not_legal(call, weight, self._gpu)
+        reason = ways.why_not_legal(call, weight, self._gpu)
         if reason:
             return left(reason)
-        values, indices, _ = layer._operands()
-        first_rows = slice(0, call.m)  # of a grouped convolution: the first group
-        found, trials, wrong = search.measure(
-            call, values[first_rows], indices[first_rows], self._stream, launches=self._launches,
-            by_library=self._by_library, seconds=seconds_left,
-        )  # fmt: skip
+        try:
+            found, tried = search.measure(
+                call, trials, launches=self._launches, by_library=self._by_library, seconds=seconds_left
+            )
+        except Error as error:
+            return left(str(error))
         route.measured[route.measured_key(call, self._gpu)] = found
         forget_plans()
         tuned.save(self._stream.device, self._gpu)
-        return Tuned(call.dtype, call.m, call.k, call.n, found, trials, wrong, "")
+        refused = [trial for trial in tried if trial.refused]
+        remark = "; ".join(
+            f"algorithm {trial.algorithm.id} {trial.refused}"
+            for trial in refused
+            if "denied" in trial.refused
+        )
+        return Tuned(call.dtype, call.m, call.k, call.n, found, len(tried), len(refused), remark)

@@ -11,15 +11,15 @@ from torch import nn
 from ..nn.conv2d import SparseConv2d
 from ..nn.device_forms import Bytes
 from ..nn.linear import SparseLinear
-from ..nn.on_device import Glance, weight_of
-from ..ops.cuda import cusparselt, route
+from ..nn.on_device import Glance, LayerWeight, weight_of
+from ..ops.cuda import cusparselt, route, ways
 from ..ops.cuda import products as cuda
 from ..ops.cuda.blobs import Name
 from ..ops.cuda.launch import ready
 from ..ops.cuda.operators import current_stream
-from ..ops.cuda.weights import Weight
+from ..ops.cuda.weights import Weight, as_input
 from ..report import format_table
-from .gpu import _layers, _product_sizes
+from .gpu import _layers, _product_sizes, _window_of
 
 
 class Prepared(NamedTuple):
@@ -97,11 +97,11 @@ def prepare_layer(
     name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...], stream: cusparselt.Stream
 ) -> Prepared:
     """:func:`prepare` of one layer for a GPU's stream, which must be the current one."""
-    weight = weight_of(layer, Glance(layer).device, stream)
-    if weight is None:
+    own = weight_of(layer, Glance(layer).device, stream)
+    if own is None:
         return Prepared(name, (), (), None, _dense_bytes(layer), "no plain values and indices on one device")
-    forms = weight.forms
-    ways: dict[int, str] = {}  # by count, why it runs dense
+    forms, weight = own.forms, as_input(own, _dtype_of_inputs(own))
+    runs: dict[int, str] = {}  # by count, why it runs dense
     blobs: list[Name] = []
     remark = cusparselt.why_unavailable(stream.device)
     for count in counts:
@@ -109,18 +109,26 @@ def prepare_layer(
         if not remark:
             made, reason = _make(layer, weight, count, stream)
             blobs += made
-        ways[count] = reason
-    dense = [count for count, reason in ways.items() if reason]
-    held = cuda.HELD in ways.values()
+        runs[count] = reason
+    dense = [count for count, reason in runs.items() if reason]
+    held = ways.HELD in runs.values()
     copied = bool(dense) and not remark and weight.keeps_dense and weight.derived() is not None
     if copied:
         weight.dense(stream)
     # What runs dense only while others hold the weight will not want the canonical form.
-    canonical = any(reason and reason != cuda.HELD for reason in ways.values()) and not copied
-    forms.keep_only(blobs, copied, canonical, stream)
-    remark = remark or (cuda.HELD if held else "")
-    sparse = tuple(count for count, reason in ways.items() if not reason)
+    canonical = any(reason and reason != ways.HELD for reason in runs.values()) and not copied
+    cast = None if weight is own else weight.like[0].dtype
+    forms.keep_only(blobs, copied, canonical, stream, cast)
+    remark = remark or (ways.HELD if held else "")
+    sparse = tuple(count for count, reason in runs.items() if not reason)
     return Prepared(name, sparse, tuple(dense), forms.bytes(layer), _dense_bytes(layer), remark)
+
+
+def _dtype_of_inputs(weight: LayerWeight) -> torch.dtype:
+    """Of the product: autocast's for a float32 weight, where this is called under it."""
+    kind, dtype = weight.device.type, weight.like[0].dtype
+    cast = dtype is torch.float32 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if cast else dtype
 
 
 def _make(
@@ -129,14 +137,16 @@ def _make(
     """The blobs of a call of ``count`` tokens, or why it runs dense."""
     m, k = _product_sizes(layer)
     dtype = weight.like[0].dtype
-    call = route.Call(dtype, dtype, m, count, k, layer.activation, layer.bias is not None)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    window = _window_of(layer)
+    call = route.Call(dtype, dtype, m, count, k, layer.activation, bias is not None, window=window)
     on = ready(stream.device)
     if isinstance(layer, SparseConv2d):
         chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
         if chosen.sparse:
-            return cuda.prepare_conv2d(call, weight, layer._geometry(), chosen, stream), ""
+            return cuda.prepare_conv2d(call, weight, bias, layer._geometry(), chosen, stream), ""
     else:
-        chosen = cuda.route_of(call, weight, on)
+        chosen = ways.route_of(call, weight, on)
         if chosen.sparse:
-            return cuda.prepare_linear(call, weight, chosen, stream), ""
+            return cuda.prepare_linear(call, weight, bias, chosen, stream), ""
     return [], chosen.reason

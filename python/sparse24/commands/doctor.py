@@ -127,9 +127,7 @@ def diagnose(seconds: float = _SELF_TEST_SECONDS) -> Diagnosis:
         cuda_available=torch.cuda.is_available(),
         cuda=_about_cuda(),
         cusparselt=_about_cusparselt(),
-        cuda_kernels="built"
-        if device_kernels.BUILT
-        else "not built (no nvcc was found): torch does their work",
+        cuda_kernels=_about_cuda_kernels(),
         self_tests=_self_tests(seconds) if isa is not None else (),
     )
 
@@ -182,6 +180,16 @@ def _about_cusparselt() -> str:
     facts = [f"{cusparselt.version_text(found.version)} ({found.path})", f"runtime {found.cudart_path}"]
     facts += [text for text in (found.caveat, driver.problem) if text]
     return "; ".join(facts)
+
+
+def _about_cuda_kernels() -> str:
+    """Whether they are built, and on which devices they run."""
+    if not device_kernels.BUILT:
+        return "not built (no nvcc was found): torch does their work"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    problems = {index: device_kernels.why_unusable(index) for index in range(count)}
+    told = [f"torch does their work on device {index}: {why}" for index, why in problems.items() if why]
+    return _on_one_line("; ".join(["built", *told]))
 
 
 def _on_one_line(text: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
-from ..ops.cuda.weights import Weight
+from ..ops.cuda.weights import Weight, sweep
 from . import int8, on_device
 from .forms import Form, with_values
 from .tracing import Unscriptable, is_traced
@@ -51,6 +51,8 @@ class CompressedModule(Unscriptable, nn.Module):
     bias: nn.Parameter | None
     activation: str
     _version = FORMAT
+    #: What it is called in ``torch.ops.sparse24``.
+    _operator: str
     #: What ``keep_dense`` was told.
     _keeps_dense = False
     #: Of the dense weight, where it is stored as int8.
@@ -201,6 +203,7 @@ class CompressedModule(Unscriptable, nn.Module):
         forms, values = self.__dict__.get("_forms"), self._parameters.get("values")
         if forms is not None and values is not None:
             forms.be_on(values.device)  # what is left on another device is freed
+        sweep()
         return self
 
     def _padding_columns(self) -> Tensor:

@@ -12,7 +12,8 @@ from torch.fx import Proxy
 
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
-from ..ops.cuda.products import Window, conv2d_by
+from ..ops.cuda.patches import Window
+from ..ops.cuda.products import conv2d_by
 from ..ops.cuda.weights import Weight
 from . import grad, int8
 from .compressed import CompressedModule, wants_grad
@@ -38,6 +39,8 @@ class SparseConv2d(CompressedModule):
             [N, in_channels, H, W] or [in_channels, H, W].
         TypeError: another dtype.
     """
+
+    _operator = "conv2d"
 
     def __init__(
         self,

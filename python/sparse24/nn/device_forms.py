@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..ops.cuda import memory
 from ..ops.cuda.blobs import Derived, Name, Operands
 from ..ops.cuda.cusparselt import Stream
-from ..ops.cuda.weights import keep_dense
+from ..ops.cuda.weights import adopt, derived_of, keep_dense
 from ..ops.registry import Error
 from .lent import Lent, is_held
 
@@ -122,7 +123,7 @@ class _Canonical:
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise _absent_in_a_capture(self.like[0])
             with _undisturbed():  # synchronises: from now on any stream may read it
-                values, indices = (tensor.to(self.device, copy=True) for tensor in self.host)
+                values, indices = (memory.copy_of(tensor, self.device) for tensor in self.host)
                 self.here = nn.Parameter(values, requires_grad=False), indices
         return self.here
 
@@ -159,11 +160,14 @@ class DeviceForms:
         self.lock = threading.RLock()
         self.keeps_dense = False
         self._derived = Derived(lock=self.lock)
+        #: By device, what CUDA graphs there read: it lives as long as the layer, wherever that has gone.
+        self._left_behind: dict[torch.device, Derived] = {}
         self._own: _Canonical | None = None  # None: the module's dicts hold the canonical form, as usual
         self._dicts: tuple[weakref.ref[Lent], weakref.ref[Lent]] | None = None  # those that it is away from
         self._device: torch.device | None = None
         self._wants_canonical = False  # few tokens ran, or a dense product
         self._captured = False  # a CUDA graph reads the canonical form where it is
+        self._read_by_operators: list[Derived] = []  # of the canonical form, by graphs that hold it
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(None), ()  # a copy begins with none
@@ -200,7 +204,10 @@ class DeviceForms:
             return self._derived if self._own is None and self._withdraw(layer.__dict__) else None
 
     def _withdraw(self, state: dict[str, Lent]) -> bool:
-        """Remove the tensors from the module's dicts, unless somebody else holds them."""
+        """Remove the tensors from the module's dicts, unless somebody else holds them.
+
+        What operators have derived from them before belongs to the layer from now on.
+        """
         if not _may_leave(state):  # type: ignore[arg-type]
             return False
         for attribute, name in (("_parameters", "values"), ("_buffers", "indices")):
@@ -217,6 +224,11 @@ class DeviceForms:
             state["_buffers"].open()
             return False
         own = _Canonical(state["_parameters"].take(), state["_buffers"].take())  # type: ignore[arg-type]
+        assert own.here is not None
+        adopted = None if own.here[0].is_inference() else adopt(*own.here)
+        if adopted is not None and not self._derived.is_captured:
+            self._derived = adopted
+            adopted.lock = self.lock
         self._dicts = weakref.ref(state["_parameters"]), weakref.ref(state["_buffers"])
         self._own = own
         return True
@@ -241,9 +253,14 @@ class DeviceForms:
         if self._device == device:
             return
         with self.lock:
-            if self._device != device:
-                self._device, self._derived = device, Derived(lock=self.lock)
-                self._wants_canonical = self._captured = False
+            if self._device == device:
+                return
+            before = self._derived.renewed()
+            if self._device is not None and before.is_captured:
+                self._left_behind[self._device] = before
+            self._device = device
+            self._derived = self._left_behind.pop(device, Derived(lock=self.lock))
+            self._wants_canonical = self._captured = False
 
     # ---- what a call needs --------------------------------------------------------------------------
 
@@ -267,11 +284,19 @@ class DeviceForms:
                 own.host = None
             return operands
 
-    def note_a_capture(self, device: torch.device) -> None:
-        """An operator is about to read the canonical form: if a graph is captured, it stays where it is."""
+    def note_a_capture(self, layer: CompressedModule, device: torch.device) -> None:
+        """An operator is about to read the canonical form: if a graph is captured, it stays where it is.
+
+        So does what the operator reads of what was derived from it.
+        """
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             self.be_on(device)
             self._captured = True
+            values, indices = layer.values, layer.indices
+            if values.device == device and not values.is_inference():
+                read = derived_of(values, indices)
+                if all(read is not other for other in self._read_by_operators):
+                    self._read_by_operators.append(read)
 
     def settle(self, stream: Stream) -> None:
         """After a call: let the canonical form leave the device if only what was derived is wanted."""
@@ -282,14 +307,19 @@ class DeviceForms:
             own = self._own
             if own is None or self._wants_canonical or self._captured:
                 return
-            built = self._derived.blobs or self._derived.dense is not None
-            if built and not stream.is_capturing:
+            if not self._derived.is_empty and not stream.is_capturing:
                 own.leave()
 
-    def keep_only(self, blobs: list[Name], dense: bool, canonical: bool, stream: Stream) -> None:
-        """Free every form but these."""
+    def keep_only(
+        self, blobs: list[Name], dense: bool, canonical: bool, stream: Stream, cast: torch.dtype | None = None
+    ) -> None:
+        """Free every form but these, which are in the dtype ``cast`` where one is given."""
         with self.lock:
-            self._derived.keep_only(blobs, dense)
+            for dtype, derived in ((None, self._derived), *self._derived.casts.items()):
+                if dtype is cast:
+                    derived.keep_only(blobs, dense, canonical)
+                else:
+                    derived.keep_only([], False)
             self._wants_canonical = canonical
             if canonical and self._own is not None:
                 self._own.bring()

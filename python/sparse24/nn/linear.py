@@ -35,6 +35,7 @@ class SparseLinear(CompressedModule):
         TypeError: another dtype.
     """
 
+    _operator = "linear"
     #: transformers' ``Conv1D`` where ``to_sparse`` has converted one.
     _dense_class: type[nn.Module] | None = None
 

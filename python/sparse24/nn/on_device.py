@@ -12,7 +12,7 @@ from ..ops.cuda.blobs import Derived, Operands
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.operators import current_stream
 from ..ops.cuda.weights import Weight
-from ..ops.registry import under_autocast
+from ..ops.registry import check_devices, under_autocast
 from .device_forms import DeviceForms, forms_of
 from .lent import is_held
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class LayerWeight(Weight):
-    """A layer's weight for one call on a stream."""
+    """A layer's weight for one call on a stream, and its ``device``."""
 
     def __init__(self, layer: CompressedModule, like: Operands, device: torch.device, stream: Stream) -> None:
         self.forms = forms_of(layer)
         self.forms.be_on(device)
         self.forms.keeps_dense = self.keeps_dense = layer._keeps_dense
-        self.like = like
+        self.like, self.device = like, device
         self._layer, self._stream = layer, stream
         self._asked = False
         self._derived: Derived | None = None
@@ -40,9 +40,9 @@ class LayerWeight(Weight):
     def source(self) -> Operands:
         return self.forms.source(self._layer, self._stream)
 
-    def read(self) -> Operands:
+    def read(self, stream: Stream) -> Operands:
         forced = self._asked and self._derived is None  # it would have run on the blob
-        return self.forms.read(self._layer, self._stream, to_stay=not forced)
+        return self.forms.read(self._layer, stream, to_stay=not forced)
 
 
 class Glance(Weight):
@@ -67,7 +67,7 @@ class Glance(Weight):
 
     def drop_dense(self) -> None:
         """Free the dense copy, if there is one."""
-        self._derived.dense = None
+        self._derived.drop_dense()
 
     def derived(self) -> Derived | None:
         return None if self._own is None and is_held(self._layer.__dict__) else self._derived
@@ -79,7 +79,7 @@ class Glance(Weight):
             return operands
         return self._layer.values, self._layer.indices
 
-    def read(self) -> Operands:
+    def read(self, stream: Stream) -> Operands:
         return self.source()
 
 
@@ -111,8 +111,9 @@ def product_of(layer: CompressedModule, input: Tensor) -> Tensor | None:
         weight = weight_of(layer, input.device, stream)
     if weight is None:
         if plain:
-            forms_of(layer).note_a_capture(input.device)
+            forms_of(layer).note_a_capture(layer, input.device)
         return None
+    check_devices(layer._operator, input=input, bias=bias)
     current = torch.cuda.device(input.device) if input.is_cuda else contextlib.nullcontext()
     with current:
         output = _run(layer, input, weight, bias, stream)
@@ -130,4 +131,4 @@ def _run(
     def product(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
         return layer._product_by(weight, x, bias, stream)
 
-    return under_autocast(product, kind)(input, *weight.like, bias)
+    return under_autocast(product, kind, on_gpu=True)(input, *weight.like, bias)

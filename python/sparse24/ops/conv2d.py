@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from .. import _C
 from . import machine, precision
 from .layout import conv_matrix_to_weight
 from .product import Mode, WeightArguments, activate, check_product, weight_arguments
-from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, round_up, under_autocast
+from .registry import ACTIVATION_CODES, DTYPES, TAGS, check_devices, library, round_up, under_autocast
 
 #: kernel_size, stride, padding and dilation, two numbers each, and groups.
 Window = tuple[int, int, int, int, int, int, int, int, int]
@@ -93,8 +94,13 @@ def conv2d_torch(
     check_conv2d(input, values, indices, bias, kernel_size, stride, padding, dilation, groups, activation)
     matrix = torch.ops.sparse24.decompress(values, indices)
     weight = conv_matrix_to_weight(matrix, input.shape[1] // groups, kernel_size)
-    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return activate(output, activation)
+    return activate(conv2d_dense(input, weight, bias, stride, padding, dilation, groups), activation)
+
+
+def conv2d_dense(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    """``F.conv2d`` whose output is channels_last if the input is, else contiguous, whatever the weight is."""
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return F.conv2d(input, weight, bias, *window).contiguous(memory_format=layout)
 
 
 def _conv2d_cpu(
@@ -154,7 +160,9 @@ library.impl("conv2d", _conv2d_cpu, "CPU")
 _dispatched: Callable[..., Tensor] = torch.ops.sparse24.conv2d.default
 
 for _device in ("cpu", "cuda"):
-    library.impl("conv2d", under_autocast(_dispatched, _device), f"Autocast{_device.upper()}")
+    library.impl(
+        "conv2d", under_autocast(_dispatched, _device, _device == "cuda"), f"Autocast{_device.upper()}"
+    )
 
 
 @register_fake("sparse24::conv2d", lib=library)
@@ -163,6 +171,7 @@ def _(
     stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
     groups: int = 1, activation: str = "none",
 ) -> Tensor:  # fmt: skip
+    check_devices("conv2d", input=input, values=values, indices=indices, bias=bias)
     check_conv2d(input, values, indices, bias, kernel_size, stride, padding, dilation, groups, activation)
     layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     out_size = conv_out_size(input, kernel_size, stride, padding, dilation)

@@ -20,7 +20,15 @@ from torch import Tensor
 from torch.library import register_fake
 
 from . import precision
-from .conv2d import Window, check_conv2d_sizes, conv_out_size, geometry_of, is_channels_last, run_conv2d
+from .conv2d import (
+    Window,
+    check_conv2d_sizes,
+    conv2d_dense,
+    conv_out_size,
+    geometry_of,
+    is_channels_last,
+    run_conv2d,
+)
 from .layout import conv_matrix_to_weight
 from .linear import run_linear
 from .product import (
@@ -160,7 +168,8 @@ def int8_conv2d_torch(
     if input_scale is None:
         matrix = dequantized(values, indices, weight_scale, input.dtype)
         weight = conv_matrix_to_weight(matrix, input.shape[1] // groups, kernel_size)
-        return activate(F.conv2d(input, weight, bias, stride, padding, dilation, groups), activation)
+        output = conv2d_dense(input, weight, bias, stride, padding, dilation, groups)
+        return activate(output, activation)
     quantized, scale = quantize_input(input, input_scale, [1, 2, 3])
     sums = torch.ops.sparse24.scaled_conv2d(quantized, values, indices, None, None, torch.int32, *window)
     output = sums.float() * scale * weight_scale.view(-1, 1, 1)

@@ -19,7 +19,7 @@ from .product import (
     check_product,
     weight_arguments,
 )
-from .registry import ACTIVATION_CODES, DTYPES, TAGS, library, under_autocast
+from .registry import ACTIVATION_CODES, DTYPES, TAGS, check_devices, library, under_autocast
 
 library.define(
     "linear(Tensor input, Tensor values, Tensor indices, Tensor? bias=None, str activation='none') -> Tensor",
@@ -88,12 +88,13 @@ library.impl("linear", _linear_cpu, "CPU")
 linear: Callable[..., Tensor] = torch.ops.sparse24.linear.default
 
 for _device in ("cpu", "cuda"):
-    library.impl("linear", under_autocast(linear, _device), f"Autocast{_device.upper()}")
+    library.impl("linear", under_autocast(linear, _device, _device == "cuda"), f"Autocast{_device.upper()}")
 
 
 @register_fake("sparse24::linear", lib=library)
 def _(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
+    check_devices("linear", input=input, values=values, indices=indices, bias=bias)
     check_linear(input, values, indices, bias, activation)
     return input.new_empty((*input.shape[:-1], values.shape[0]))

@@ -39,6 +39,25 @@ def precision(kind: str) -> int:
         return 0
 
 
+def cuda_allows_tf32() -> bool:
+    """Whether products of float32 may be TF32's on a GPU, convolutions among them: those are matrix products
+    here.
+
+    ``torch.backends.cuda.matmul.fp32_precision``, which inherits from ``torch.backends.fp32_precision``;
+    where that says nothing, or torch is older than 2.9, ``torch.set_float32_matmul_precision``. Never raises.
+    """
+    try:
+        own = torch._C._get_fp32_precision_getter("cuda", "matmul")
+    except (AttributeError, RuntimeError, TypeError):
+        own = "none"
+    if own in _BACKEND:
+        return own != "ieee"
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # torch 2.9 to 2.11: both settings were used
+        return False
+
+
 def reader() -> Callable[[str], int] | None:
     """:func:`precision` where a product has to ask; ``None``: this machine's kernels multiply float32."""
     return precision if cpu_isa() == "amx" else None

@@ -49,12 +49,19 @@ def check_columns(input: Tensor, values: Tensor) -> None:
     )
 
 
+def _cast_to(input: Tensor, values: Tensor) -> torch.dtype | None:
+    """What float32 values are cast to for an input on a GPU: autocast asks for that; ``None``: nothing."""
+    halves = input.dtype in (torch.float16, torch.bfloat16) and values.dtype is torch.float32
+    return input.dtype if halves and input.device.type == "cuda" else None
+
+
 def check_product(
     input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, activation: str
 ) -> None:
     check_activation(activation)
     torch._check_type(
-        input.dtype == values.dtype and (bias is None or bias.dtype == values.dtype),
+        input.dtype in (values.dtype, _cast_to(input, values))
+        and (bias is None or bias.dtype == input.dtype),
         lambda: (
             f"input, values and bias must have one dtype, not {input.dtype}, {values.dtype} and "
             f"{None if bias is None else bias.dtype}; convert with .to(...) or use autocast"

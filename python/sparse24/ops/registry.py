@@ -41,19 +41,41 @@ def names_of(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def under_autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
-    """The product as autocast sees it: in the weight's dtype, out in autocast's."""
+def under_autocast(
+    operator: Callable[..., Tensor], device: str, on_gpu: bool = False
+) -> Callable[..., Tensor]:
+    """The product as autocast sees it: in the weight's dtype, out in autocast's.
+
+    On a GPU the product of a float32 weight is in autocast's dtype too: it gets the weight as it is and an
+    input of 16 bits, and casts the weight once (``ops.cuda.weights.Cast``). In float32 it would run dense.
+    """
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
     def product(
         input: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None = None, *rest: Any
     ) -> Tensor:
+        wanted = torch.get_autocast_dtype(device)
+        dtype = wanted if on_gpu and values.dtype is torch.float32 else values.dtype
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            bias = None if bias is None else bias.to(values.dtype)
-            output = operator(input.to(values.dtype), values, indices, bias, *rest)
-            return output.to(torch.get_autocast_dtype(device))
+            bias = None if bias is None else bias.to(dtype)
+            return operator(input.to(dtype), values, indices, bias, *rest).to(wanted)
 
     return product
+
+
+def check_devices(operator: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors on several devices before an address is used: RuntimeError, in torch's words."""
+    first: Tensor | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first = tensor
+        elif tensor.device != first.device:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{first.device} and {tensor.device}! (when checking argument {name} of sparse24::{operator})"
+            )
 
 
 def cpu_isa() -> str:

@@ -17,7 +17,7 @@ from .conv2d import check_conv2d_sizes, conv_out_size, is_channels_last
 from .cuda import device_kernels
 from .layout import conv_matrix_to_weight
 from .product import activate, check_activation, check_columns, check_matrix
-from .registry import TAGS, library, names_of
+from .registry import TAGS, check_devices, library, names_of
 
 #: What each dtype of the operands may give.
 OUT_DTYPES = {
@@ -156,6 +156,7 @@ def _(
     input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
     out_dtype: torch.dtype, activation: str = "none",
 ) -> Tensor:  # fmt: skip
+    check_devices("scaled_linear", input=input, values=values, indices=indices, scale=scale, bias=bias)
     check_scaled_linear(input, values, indices, scale, bias, out_dtype, activation)
     return input.new_empty((*input.shape[:-1], values.shape[0]), dtype=out_dtype)
 
@@ -167,6 +168,7 @@ def _(
     padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
     activation: str = "none",
 ) -> Tensor:  # fmt: skip
+    check_devices("scaled_conv2d", input=input, values=values, indices=indices, scale=scale, bias=bias)
     window = (kernel_size, stride, padding, dilation, groups)
     check_scaled_conv2d(input, values, indices, scale, bias, out_dtype, *window, activation)
     layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format

@@ -1,7 +1,7 @@
 // The part of CUDA that csrc/cuda/kernels.cu uses, on the CPU, so that a test compiles and runs that very
 // file: a launch calls the kernel for every thread of every block, one after the other, and checks CUDA's
-// limits on a launch. Kernels whose threads talk to each other (__syncthreads, __reduce_max_sync) run with a
-// real thread for each, while `concurrent` is set. What it cannot show: data races between blocks, speed.
+// limits on a launch. Kernels whose threads talk to each other (__syncthreads, __reduce_max_sync, __shfl_xor_sync) run
+// with a real thread for each, while `concurrent` is set. What it cannot show: data races between blocks, speed.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <barrier>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -126,6 +127,20 @@ inline unsigned __reduce_max_sync(unsigned lanes, unsigned value) {
   const unsigned largest = *std::max_element(block->values.begin() + first, block->values.begin() + first + 32);
   warp.arrive_and_wait();  // before the next reduction writes
   return largest;
+}
+
+inline float __shfl_xor_sync(unsigned lanes, float value, int apart) {
+  cuda_emulated::Block* const block = cuda_emulated::block;
+  if (block == nullptr || lanes != 0xffffffffu) std::abort();
+  const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x, other = thread ^ static_cast<unsigned>(apart);
+  if (other / 32 != thread / 32) std::abort();  // beyond the warp
+  std::barrier<>& warp = *block->warps[thread / 32];
+  std::memcpy(&block->values[thread], &value, sizeof value);
+  warp.arrive_and_wait();
+  float found;
+  std::memcpy(&found, &block->values[other], sizeof found);
+  warp.arrive_and_wait();  // before the next exchange writes
+  return found;
 }
 
 inline long long atomicMin(long long* at, long long value) {

@@ -10,10 +10,12 @@ import torch
 from emulated import FLOAT, HALF, EmulatedStream, Emulator, compressed, randn
 from reference import assert_matches, conv2d_reference
 from sparse24 import masks, ops
-from sparse24.ops.cuda import cusparselt
+from sparse24.ops.cuda import cusparselt, device_kernels, patches, route, weights
 from sparse24.ops.cuda import products as cuda
+from sparse24.ops.cuda.cusparselt import Algorithm
 from sparse24.ops.cuda.launch import Epilogue
 from sparse24.ops.cuda.products import Window
+from sparse24.ops.cuda.route import Measured
 from sparse24.ops.cuda.weights import Canonical
 
 from .precision import close
@@ -33,7 +35,7 @@ WINDOWS = [  # channels, out_channels, kernel, stride, padding, dilation, groups
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.usefixtures("tf32")
+@pytest.mark.usefixtures("tf32", "patches_gain")
 def test_conv2d(
     window: tuple[Any, ...],
     dtype: torch.dtype,
@@ -58,19 +60,65 @@ def test_conv2d(
     assert emulator.launches() >= groups
 
 
-def test_patches_are_written_for_a_few_images_at_a_time(
-    emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("patches_gain")
+@pytest.mark.parametrize(
+    ("bytes", "launches"),
+    [(2 * 64 * 144 * 2, 3), (64 * 144 * 2 - 1, 10), (3 * 8 * 144 * 2, 15), (1, 40)],
+    ids=["two images", "most of an image", "three lines", "a line"],
+)
+def test_patches_are_written_for_as_much_as_fits(
+    bytes: int, launches: int, emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, weight = randn(5, 16, 8, 8), randn(32, 16, 3, 3, dtype=FLOAT)
     masks.prune_(weight)
     operands = compressed(ops.conv_weight_to_matrix(weight.half()))
     window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    monkeypatch.setattr(cuda, "IM2COL_BYTES", 2 * 64 * 144 * 2)
+    monkeypatch.setattr(patches, "IM2COL_BYTES", bytes)
     output = cuda.conv2d(x, *operands, None, window, "none", stream)
     assert_matches(output, conv2d_reference(x, weight.half(), padding=1))
-    assert emulator.launches() == 3
+    assert emulator.launches() == launches
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_patches_are_not_copied_untuned(
+    kept: bool,
+    channels_last: bool,
+    emulator: Emulator,
+    stream: EmulatedStream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A 3 x 3 convolution runs dense, through the copy where one is kept, until tuning found it to gain."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = randn(5, 16, 8, 8).contiguous(memory_format=layout)
+    weight = randn(32, 16, 3, 3, dtype=FLOAT)
+    masks.prune_(weight)
+    operands = compressed(ops.conv_weight_to_matrix(weight.half()))
+    weights.keep_dense(*operands, kept)
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    expanded: list[Any] = []
+    expand = device_kernels.expand
+    monkeypatch.setattr(device_kernels, "expand", lambda *given: expanded.append(given) or expand(*given))
+    for _ in range(3):
+        output = cuda.conv2d(x, *operands, None, window, "relu", stream)
+        assert_matches(output, conv2d_reference(x, weight.half(), None, "relu", padding=1))
+        assert output.is_contiguous(memory_format=layout)
+    assert emulator.launches() == 0
+    assert len(expanded) == (1 if kept else 3)
+    call = cuda.conv2d_call(x, 32, window, (8, 8), HALF, Epilogue())
+    on = cusparselt.gpu(0)
+    assert "a 3 x 3 convolution copies its patches" in route.choose(call, on, kept).reason
+    for sparse, runs in ((10.0, True), (30.0, False)):
+        route.measured[route.measured_key(call, on)] = Measured(Algorithm(), sparse, 20.0, 20.0)
+        route.forget()
+        assert route.choose(call, on, kept).sparse == runs
+    other = call._replace(window=(3, 3, 2, 2, 1, 1, 1, 1, 1))
+    assert "copies its patches" in route.choose(other, on, kept).reason  # figures are of one window
+    pointwise = Window((1, 1), (1, 1), (0, 0), (1, 1), 1)
+    assert cuda.conv2d_call(x, 32, pointwise, (8, 8), HALF, Epilogue()).window == ()
+
+
+@pytest.mark.usefixtures("patches_gain")
 def test_groups_of_no_legal_size_run_dense(emulator: Emulator, stream: EmulatedStream) -> None:
     x, weight = randn(2, 16, 6, 6), randn(24, 8, 3, 3, dtype=FLOAT)
     masks.prune_(weight)

@@ -97,8 +97,12 @@ def test_tensors_made_in_inference_mode(stream: EmulatedStream) -> None:
     with torch.inference_mode():
         values, indices = compressed(weight)
         check(values, indices, weight, stream)
-        assert len(derived_of(values, indices).blobs) == 1
-    check(values, indices, weight, stream)
+        values.mul_(2)  # which nobody counts
+        check(values, indices, 2 * weight, stream)
+    check(values, indices, 2 * weight, stream)
+    assert Canonical(values, indices).derived() is None
+    weights.keep_dense(values, indices, True)
+    assert not Canonical(values, indices).keeps_dense
 
 
 def test_a_dense_copy_of_bare_tensors(stream: EmulatedStream, emulator: Emulator) -> None:
@@ -148,17 +152,20 @@ def test_threads_compress_once(
 def test_only_what_is_named_is_kept(stream: EmulatedStream) -> None:
     values, indices = compressed(sparse_weight(288, K, HALF))
     key = route.measured_key(Call(HALF, HALF, 288, 16, K), gpu(0))
+    names = []
     for id in (1, 2):
         route.measured[key] = Measured(Algorithm(id), 1.0, 0.0, 0.0)
         route.forget()
         cuda.linear(randn(16, K), values, indices, None, "none", stream)
+        names += derived_of(values, indices).blobs
     derived = derived_of(values, indices)
     derived.dense_of(lambda: (values, indices), stream)
-    first, second = derived.blobs
+    first, second = names
+    assert list(derived.blobs) == [second]
     both = derived.bytes()
     derived.keep_only([second], dense=False)
     assert list(derived.blobs) == [second]
-    assert derived.bytes() == (both - 288 * K * 2) // 2
+    assert derived.bytes() == both - 288 * K * 2
     derived.keep_only([first], dense=True)
     assert derived.bytes() == 0
 

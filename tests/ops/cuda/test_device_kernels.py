@@ -158,7 +158,7 @@ def test_expanding_quantizing_and_patches_by_the_kernels(
         inside.append(tensor)
         return len(inside) in (1, 2, 4)
 
-    monkeypatch.setattr(device_kernels, "_usable", usable)
+    monkeypatch.setattr(device_kernels, "usable", usable)
     by_kernels = (
         device_kernels.expand(values, indices, 6, 24, 0),
         *device_kernels.quantize_per_token(x, 0),

@@ -17,6 +17,7 @@ from sparse24.ops.cuda.cusparselt import Algorithm
 from sparse24.ops.cuda.launch import Epilogue
 from sparse24.ops.cuda.route import Call, Measured
 from sparse24.ops.cuda.weights import Canonical
+from sparse24.ops.registry import round_up
 
 from .precision import close
 
@@ -51,15 +52,30 @@ def test_linear(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "launches"), [(8, 1), (64, 1), (9, 2), (15, 2), (17, 2), (1000, 1), (1001, 2)]
+    ("tokens", "launches"), [(8, 1), (64, 1), (9, 1), (15, 1), (17, 2), (1000, 1), (1001, 2)]
 )
-def test_only_the_last_tokens_are_launched_again(
+def test_ragged_tokens_are_padded_or_the_last_launched_again(
     tokens: int, launches: int, emulator: Emulator, stream: EmulatedStream
 ) -> None:
     weight, x = sparse_weight(32, 64, HALF), randn(tokens, 64)
     output = cuda.linear(x, *compressed(weight), None, "none", stream)
     assert_matches(output, linear_reference(x, weight))
+    assert output.shape == (tokens, 32)
+    assert output.is_contiguous()
     assert emulator.launches() == launches
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(4096, 4096, 61), (4096, 4096, 3001), (1024, 4096, 333), (64, 64, 9)]
+)
+def test_ragged_tokens_move_the_fewest_bytes(m: int, k: int, n: int) -> None:
+    call = Call(HALF, HALF, m, n, k)
+    counts = route.launched_tokens(call, m, k, 8)
+    padded = 2 * n * k * 2
+    again = m * k * (1 + 1 / 8) + 8 * (k + m) * 2
+    assert counts == ([round_up(n, 8)] if padded <= again else [n // 8 * 8, 8])
+    assert route.launched_tokens(call._replace(n=64), m, k, 8) == [64]
+    assert route.launched_tokens(call._replace(n=3), m, k, 8) == [8]
 
 
 @pytest.mark.parametrize("tokens", [1, 7])

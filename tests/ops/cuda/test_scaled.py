@@ -43,7 +43,7 @@ def test_scaled_linear(
     else:
         # Half-way cases fall to either side where float32 and float64 differ in the last bit.
         assert int((output.int() - expected.int()).abs().max()) <= (0 if not scales else 1)
-    assert emulator.launches() == 2
+    assert emulator.launches() == 1  # 37 tokens are padded
 
 
 def test_int8_convolution_is_exact(emulator: Emulator, stream: EmulatedStream) -> None:

@@ -77,8 +77,8 @@ def _run_apart(part: Part) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if answer.exists():
             found = json.loads(answer.read_text(encoding="utf-8"))
-    if "status" not in found:
-        found = {"status": status, "log": log[-4000:]}
+    if found.get("status", "unfinished") == "unfinished":
+        found = {**found, "status": status, "log": log[-4000:]}
     return {**found, "seconds": time.monotonic() - begin}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,25 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...ops import Error
 from ...ops.cuda import cusparselt
 from ...ops.cuda import operators as cuda_ops
-from ...ops.cuda.cusparselt import GPU, Stream
-
-
-class HostStream(Stream):
-    """The emulator's default stream, whose work is done when a call returns."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 0)
-
-    def record(self, tensor: Tensor) -> None:
-        """Host memory outlives its use."""
-
-    def microseconds(self, work: Callable[[], object], launches: int) -> float:
-        times = []
-        for _ in range(launches):
-            begin = time.perf_counter()
-            work()
-            times.append(1e6 * (time.perf_counter() - begin))
-        return statistics.median(times)
+from ...ops.cuda.cusparselt import GPU, HostStream, Stream
 
 
 class OnEmulator(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -48,9 +30,14 @@ class OnEmulator(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Ground:
-    """The device that is validated. Raises ``Error`` where there is none that can use cuSPARSELt."""
+    """The device that is validated. Raises ``Error`` where there is none that can use cuSPARSELt.
 
-    def __init__(self) -> None:
+    Args:
+        out: where findings are written as they come, so that a part that is killed leaves those it made.
+    """
+
+    def __init__(self, out: Path | None = None) -> None:
+        self._out = out
         self.emulated = not torch.cuda.is_available()
         self.device = torch.device("cpu" if self.emulated else "cuda")
         problem = cusparselt.why_unavailable(0)
@@ -91,6 +78,9 @@ class Ground:
     def check(self, name: str, passed: bool, **facts: Any) -> None:
         """Note one check with what was seen."""
         self._checks.append({"name": name, "passed": bool(passed), **facts})
+        if self._out is not None:
+            unfinished = {**self.answer(), "status": "unfinished"}
+            self._out.write_text(json.dumps(unfinished, default=str), encoding="utf-8")
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[None]:

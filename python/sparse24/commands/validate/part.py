@@ -26,8 +26,8 @@ def _doctor() -> dict[str, Any]:
     }
 
 
-def _on_ground(name: str) -> dict[str, Any]:
-    ground = Ground()
+def _on_ground(name: str, out: Path) -> dict[str, Any]:
+    ground = Ground(out)
     found: dict[str, Any] = importlib.import_module(f".{name}", __package__).run(ground) or {}
     return {**ground.answer(), **found}
 
@@ -35,7 +35,7 @@ def _on_ground(name: str) -> dict[str, Any]:
 def main(name: str, out: Path) -> int:
     """Write what the part found, or the traceback of what it could not stand."""
     try:
-        found = _doctor() if name == "doctor" else _on_ground(name)
+        found = _doctor() if name == "doctor" else _on_ground(name, out)
     except Exception:  # noqa: BLE001  the report is where it goes
         found = {"status": "error", "log": traceback.format_exc()}
     out.write_text(json.dumps(found), encoding="utf-8")

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import masks, ops
 from ...ops import scaled
 from ...ops.cuda import products as cuda
-from ...ops.cuda import route
+from ...ops.cuda import route, ways
 from ...ops.cuda.launch import Epilogue
 from ...ops.cuda.weights import Canonical
 from ..doctor import relative_error
@@ -49,7 +49,7 @@ def name_of(*parts: object) -> str:
 
 def path_of(ground: Ground, call: route.Call, values: Tensor, indices: Tensor) -> str:
     """ "sparse", or why a call runs dense."""
-    chosen = cuda.route_of(call, Canonical(values, indices), ground.gpu)
+    chosen = ways.route_of(call, Canonical(values, indices), ground.gpu)
     return "sparse" if chosen.sparse else chosen.reason
 
 
@@ -86,7 +86,7 @@ def _bounds(ground: Ground, dtype: torch.dtype, x: Tensor, weight: Tensor) -> No
         (m, k), bounds = weight.shape, (0.5, 6.0)
         call = route.Call(dtype, dtype, m, x.shape[0], k, "relu", relu_bounds=bounds)
         held = Canonical(values, indices)
-        chosen = cuda.route_of(call, held, ground.gpu)
+        chosen = ways.route_of(call, held, ground.gpu)
         epilogue = Epilogue(activation="relu", relu_bounds=bounds)
         output = cuda.linear_sparse(x, held, epilogue, dtype, chosen, call, ground.stream)
         product = F.linear(x.double(), weight.double())

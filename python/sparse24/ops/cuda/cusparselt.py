@@ -10,6 +10,8 @@ import functools
 import site
 import statistics
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from ... import _C
 from ..registry import DTYPES, Error
+from . import device_kernels
 
 Algorithm = _C.Algorithm
 Product = _C.Product
@@ -49,11 +52,18 @@ class Stream:
         """Keep the memory of ``tensor``, made on another stream, until what this one has queued is done."""
         tensor.record_stream(torch.cuda.ExternalStream(self.handle, self.device))
 
-    def microseconds(self, work: Callable[[], object], launches: int) -> float:
-        """Median time of what ``work`` queues on this stream, which is the current one."""
+    def microseconds(self, work: Callable[[], object], launches: int, flush: Tensor | None = None) -> float:
+        """Median time of a call of ``work`` on this stream, which is the current one, its host cost included.
+
+        Args:
+            flush: written before each call, so that the L2 cache holds nothing of it; twice the cache's size.
+        """
         times: list[float] = []
         stream = torch.cuda.ExternalStream(self.handle, self.device)
         for _ in range(launches + 1):
+            if flush is not None:
+                flush.zero_()
+            stream.synchronize()  # the GPU waits for the host from here on
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record(stream)
             work()
@@ -63,12 +73,32 @@ class Stream:
         return statistics.median(times[1:])
 
 
+class HostStream(Stream):
+    """The default stream of the emulator in tests/, whose work is done when a call returns."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+
+    def record(self, tensor: Tensor) -> None:
+        """Host memory outlives its use."""
+
+    def microseconds(self, work: Callable[[], object], launches: int, flush: Tensor | None = None) -> float:
+        """Median time of a call."""
+        times = []
+        for _ in range(launches):
+            begin = time.perf_counter()
+            work()
+            times.append(1e6 * (time.perf_counter() - begin))
+        return statistics.median(times)
+
+
 class GPU(NamedTuple):
     """A device that can use cuSPARSELt."""
 
     sm: int  #: 86 is compute capability 8.6
     multiprocessors: int
     version: int  #: of cuSPARSELt: 801 is 0.8.1
+    kernels: bool = False  #: whether the kernels of csrc/cuda run there
 
 
 def _folders() -> Iterator[Path]:
@@ -125,35 +155,70 @@ def version_text(version: int) -> str:
 
 
 @functools.cache
-def _opened(device: int) -> GPU:
-    return GPU(*_C.cusparselt_open_device(device), library().version)
-
-
 def gpu(device: int) -> GPU:
-    """The device, which must be the current one.
+    """The device, whichever is the current one.
 
     Raises:
         Error: no driver, no library, an architecture before sm_80, no such version.
+        ValueError: there is no such device.
     """
-    library()
-    return _opened(device)
+    version = library().version
+    opened = _C.cusparselt_open_device(device)
+    return GPU(*opened, version, torch.cuda.is_available() and not device_kernels.why_unusable(device))
 
 
-@functools.cache
+#: By device, what keeps this process from ever using it.
+_lasting: dict[int, str] = {}
+_warned: set[str] = set()
+
+
 def why_unavailable(device: int) -> str:
-    """Why sparse products cannot run on this device; empty: they can. Asked once a process."""
+    """Why sparse products cannot run on this device; empty: they can.
+
+    That they can, and that a library, a driver or sparse tensor cores are missing, is found out once a
+    process. Another failure (memory that is full, say) is told by a warning, once, and asked again at the
+    next call.
+    """
+    found = _lasting.get(device)
+    if found is not None:
+        return found
     try:
         gpu(device)
     except (Error, ValueError) as error:
-        return str(error)
+        return _noted(device, str(error))
+    _lasting[device] = ""
     return ""
+
+
+def _noted(device: int, problem: str) -> str:
+    try:
+        library()
+        lasting = _C.cusparselt_why_unusable(device)
+    except ValueError:
+        return problem  # no such device: nothing to remember
+    except Error as error:
+        lasting = problem if _is_missing(str(error)) else ""
+    if lasting:
+        _lasting[device] = problem
+    elif problem not in _warned:
+        _warned.add(problem)
+        text = f"products on device {device} run dense until it can be opened for sparse ones: {problem}"
+        warnings.warn(text, stacklevel=2)
+    return problem
+
+
+def _is_missing(problem: str) -> bool:
+    return any(
+        text in problem for text in ("was not found", "cannot be opened", "cannot be used", "has no func")
+    )
 
 
 def forget() -> None:
     """Ask again at the next call whether devices can be used: after a library was installed or changed."""
     _set_search_paths.cache_clear()
-    _opened.cache_clear()
-    why_unavailable.cache_clear()
+    gpu.cache_clear()
+    _lasting.clear()
+    _warned.clear()
     _C.cusparselt_release_thread()
 
 

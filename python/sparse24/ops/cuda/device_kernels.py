@@ -6,6 +6,7 @@ stream, which is the same one when an operator runs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import kept_columns
-from ..registry import DTYPES, round_up
+from ..registry import ACTIVATION_CODES, DTYPES, Error, round_up
 
 if TYPE_CHECKING or find_spec("sparse24._CUDA") is not None:
     from ... import _CUDA
@@ -25,8 +26,42 @@ else:
     BUILT = False
 
 
-def _usable(tensor: Tensor) -> bool:
-    return BUILT and tensor.is_cuda
+@functools.cache
+def why_unusable(index: int) -> str:
+    """Why the kernels that are built in cannot run on a device; empty: they can. Asked once, by running one.
+
+    A build by nvcc 13 needs a driver for CUDA 13, and an architecture that it was made for: else torch does
+    the work.
+    """
+    if not BUILT:
+        return "not built (no nvcc was found)"
+    with torch.cuda.device(index):
+        values = torch.ones(1, 4, dtype=torch.float16, device=f"cuda:{index}")
+        indices = torch.full((1, 1), 0b0100_0100, dtype=torch.uint8, device=values.device)
+        dense = torch.empty(1, 8, dtype=torch.float16, device=values.device)
+        try:
+            _CUDA.expand(
+                values.data_ptr(), indices.data_ptr(), DTYPES[values.dtype], 1, 8, dense.data_ptr(), 1, 8,
+                torch.cuda.current_stream().cuda_stream,
+            )  # fmt: skip
+        except Error as error:
+            return str(error)
+        right = dense.tolist() == [[1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]]
+    return "" if right else "they compute something else on this device"
+
+
+def built_for(tensor: Tensor) -> bool:
+    """Whether the kernels can take a tensor that an operator was called with on a GPU's stream."""
+    return BUILT and (not tensor.is_cuda or usable(tensor))
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the kernels can run where a tensor is."""
+    if not BUILT or not tensor.is_cuda:
+        return False
+    if torch.cuda.is_current_stream_capturing():
+        return True  # a probe would end the capture; whoever captures has run it all before
+    return not why_unusable(tensor.get_device())
 
 
 def expand(values: Tensor, indices: Tensor, rows: int, cols: int, stream: int) -> Tensor:
@@ -35,7 +70,7 @@ def expand(values: Tensor, indices: Tensor, rows: int, cols: int, stream: int) -
     values [m, K/2] and indices uint8 [m, K/8]; rows >= m, cols >= K.
     """
     m, padded = values.shape[0], 2 * values.shape[1]
-    if _usable(values):
+    if usable(values):
         dense = values.new_empty(rows, cols)
         _CUDA.expand(
             values.data_ptr(), indices.data_ptr(), DTYPES[values.dtype], m, padded, dense.data_ptr(), rows,
@@ -51,23 +86,26 @@ def expand(values: Tensor, indices: Tensor, rows: int, cols: int, stream: int) -
 def im2col(
     x: Tensor, first_channel: int, channels: int, kernel_size: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], out_size: Sequence[int], columns: int, stream: int,
+    lines: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """Patches of some channels of ``x`` as rows [N*oh*ow, columns], k ordered (r, s, c), zeros beyond.
 
     Args:
         x: [N, H, W, C], contiguous; every tap's channels are padded to a multiple of four.
         columns: at least R*S*C4, and a multiple of 16 bytes.
+        lines: the first line of the output and how many, of one image; None: all lines of all images.
     """
     r, s = kernel_size
     c4 = round_up(channels, 4)
     batch, height, width, all_channels = x.shape
-    tokens = batch * out_size[0] * out_size[1]
-    if _usable(x):
+    first_line, count = (0, out_size[0]) if lines is None else lines
+    tokens = batch * count * out_size[1]
+    if usable(x):
         matrix = x.new_empty(tokens, columns)
         _CUDA.im2col(
             x.data_ptr(), matrix.data_ptr(), x.element_size(), (batch, height, width, all_channels),
             (first_channel, channels), (*kernel_size, *stride, *padding, *dilation), columns, columns,
-            (0, tokens), stream,
+            (first_line * out_size[1], tokens), stream,
         )  # fmt: skip
         return matrix
     bits = x.view(torch.uint8) if x.element_size() == 1 else x
@@ -75,12 +113,12 @@ def im2col(
     part = F.pad(part, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     n, h, w, c = part.stride()
     windows = part.as_strided(
-        (batch, *out_size, r, s, channels),
+        (batch, count, out_size[1], r, s, channels),
         (n, h * stride[0], w * stride[1], h * dilation[0], w * dilation[1], c),
-        part.storage_offset(),
+        part.storage_offset() + first_line * stride[0] * h,
     )
     matrix = bits.new_zeros(tokens, columns)
-    taps = matrix[:, : r * s * c4].view(batch, *out_size, r, s, c4)
+    taps = matrix[:, : r * s * c4].view(batch, count, out_size[1], r, s, c4)
     taps[..., :channels] = windows
     return matrix.view(x.dtype)
 
@@ -92,7 +130,7 @@ def quantize_per_token(x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     zeros and scale NaN, so that its product is NaN.
     """
     n, k = x.shape
-    if _usable(x):
+    if usable(x):
         out = torch.empty(n, k, dtype=torch.int8, device=x.device)
         scale = torch.empty(n, dtype=torch.float32, device=x.device)
         _CUDA.quantize_per_token(
@@ -109,6 +147,43 @@ def quantize_per_token(x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     out = scaled.masked_fill(zeros, 0).round().to(torch.int8)
     scale = (absmax / 127).masked_fill(tiny, 1).masked_fill(~finite, float("nan"))
     return out, scale
+
+
+#: Tokens that :func:`few_tokens` takes at most.
+FEW_TOKENS = 16
+
+
+def takes_few(n: int, x: torch.dtype, weight: torch.dtype) -> bool:
+    """Whether :func:`few_tokens` is made for a product of ``n`` tokens, wherever it runs."""
+    floats = x in (torch.float32, torch.float16, torch.bfloat16)
+    return n <= FEW_TOKENS and floats and weight in (x, torch.int8)
+
+
+def few_tokens(
+    x: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None, activation: str,
+    stream: int,
+) -> Tensor:  # fmt: skip
+    """activation(scale * (x W^T) + bias) [n, m] in the dtype of ``x``, from the compressed weight as it lies.
+
+    Nothing is expanded, padded or kept: it reads the weight once. Only where the kernels are :func:`usable`.
+
+    Args:
+        x: [n, k] with n <= FEW_TOKENS; float32, float16 or bfloat16.
+        values, indices: [m, K/2] of ``x``'s dtype or int8, and uint8 [m, K/8]; K is k rounded up to 8.
+        scale: float32 [m], of the rows, or None.
+        bias: [m] of ``x``'s dtype, or None.
+    """
+    n, k = x.shape
+    x = x if x.stride(1) == 1 and x.stride(0) >= k else x.contiguous()
+    values, indices = values.contiguous(), indices.contiguous()
+    scale, bias = (None if each is None else each.contiguous() for each in (scale, bias))
+    y = x.new_empty(n, values.shape[0])
+    _CUDA.few_tokens(
+        x.data_ptr(), DTYPES[x.dtype], n, k, x.stride(0), values.data_ptr(), DTYPES[values.dtype],
+        indices.data_ptr(), values.shape[0], 0 if scale is None else scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(), ACTIVATION_CODES[activation], y.data_ptr(), stream,
+    )  # fmt: skip
+    return y
 
 
 def mask24(weight: Tensor, stream: int) -> Tensor:

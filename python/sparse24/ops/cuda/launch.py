@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import _C
 from ..registry import Error
-from . import blobs, cusparselt, route, tuned
+from . import blobs, cusparselt, denied, memory, route, tuned
 from .cusparselt import GPU, Algorithm, Stream
 from .weights import Weight
 
@@ -56,16 +56,30 @@ class Launch(NamedTuple):
         """
         fused = "none" if self.route.epilogue != "none" else self.call.activation
         call = self.call._replace(m=self.route.m, n=n, k=self.route.k)
-        plan = plan_of(call, fused, self.route.algorithm, x_stride, y_stride, batches, self.stream)
+        bias = 0 if self.epilogue.bias is None else self.epilogue.bias.data_ptr()
+        plan = plan_of(call, fused, self.route.algorithm, x_stride, y_stride, batches, self.stream, bias)
         derived = self.weight.derived()
         assert derived is not None  # else its route is not sparse
-        return plan, derived.blob_of(self.weight.source, self.rows, plan, self.stream)
+        return plan, derived.blob_of(self.weight.source, self.rows, plan, self.stream, bias)
 
     def run(self, x: Tensor, y: Tensor, batches: tuple[int, int, int] = (1, 0, 0)) -> None:
-        """Queue y = x W^T. x [..., n, k] and y [..., n, m]: strides legal, n a legal multiple."""
+        """Queue y = x W^T. x [..., n, k] and y [..., n, m]: strides legal, n a legal multiple.
+
+        A tuned algorithm that the library refuses here (it was timed without this epilogue, say) is replaced
+        by the default one, with a warning; ``explain`` has it in its notes.
+        """
+        try:
+            self._run(x, y, batches)
+        except (Error, ValueError) as error:
+            if self.route.algorithm == Algorithm() or self.stream.is_capturing:
+                raise
+            route.refuse(self.call, ready(self.stream.device), self.route.algorithm, str(error))
+            self._replace(route=self.route._replace(algorithm=Algorithm()))._run(x, y, batches)
+
+    def _run(self, x: Tensor, y: Tensor, batches: tuple[int, int, int]) -> None:
         stream = self.stream
         plan, blob = self.prepare(x.shape[-2], x.stride(-2), y.stride(-2), batches)
-        scratch = blobs.workspace(plan.workspace_bytes, x.device, stream)
+        scratch = memory.scratch(plan.workspace_bytes, x.device)
         bias, scale = self.epilogue.bias, self.epilogue.scale
         _C.cusparselt_matmul(
             stream.device, plan.product, blob.key, blob.data.data_ptr(), x.data_ptr(), y.data_ptr(),
@@ -80,9 +94,13 @@ _MOST_PLANS = 4096
 
 def plan_of(
     call: route.Call, activation: str, algorithm: Algorithm, x_stride: int, y_stride: int,
-    batches: tuple[int, int, int], stream: Stream,
+    batches: tuple[int, int, int], stream: Stream, bias: int = 0,
 ) -> blobs.Plan:  # fmt: skip
-    """The product in its C++ form, what its blob is called, and the bytes it needs: asked for once."""
+    """The product in its C++ form, what its blob is called, and the bytes it needs: asked for once.
+
+    Args:
+        bias: where the product's is now, for the plan to be made with.
+    """
     name = (stream.device, call, activation, algorithm, x_stride, y_stride, batches)
     found = _plans.get(name)
     if found is None:
@@ -95,7 +113,7 @@ def plan_of(
         form = route.product(
             call, activation, algorithm, x_stride=x_stride, y_stride=y_stride, batches=batches
         )
-        bytes = _C.cusparselt_sizes(stream.device, form, stream.handle)
+        bytes = _C.cusparselt_sizes(stream.device, form, bias, stream.handle)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         found = _plans[name] = blobs.Plan(form, _C.cusparselt_blob_key(stream.device, form), *bytes)
@@ -119,43 +137,50 @@ def forget() -> None:
 def ready(device: int) -> GPU:
     """The GPU of a device that can use cuSPARSELt, with the figures that were measured on it before."""
     found = cusparselt.gpu(device)
+    denied.load(device, found)
     tuned.load(device, found)
     return found
 
 
-def legal_input(x: Tensor, columns: int, multiple: int) -> Tensor:
-    """``x`` [n, k] as the library can read it: [n, columns], aligned, a legal stride; copied if need be."""
-    if x.shape[1] != columns:
-        wide = x.new_zeros(x.shape[0], columns)
-        wide[:, : x.shape[1]] = x
+def legal_input(x: Tensor, columns: int, multiple: int, rows: int | None = None) -> Tensor:
+    """``x`` [n, k] as the library can read it: [rows, columns], aligned, a legal stride; copied if need be.
+
+    Args:
+        rows: at least n, by default n; what is beyond n is zero.
+    """
+    n = x.shape[0]
+    rows = n if rows is None else rows
+    if x.shape[1] != columns or rows != n:
+        wide = x.new_empty(rows, columns)
+        wide[:n, : x.shape[1]] = x
+        wide[:n, x.shape[1] :] = 0
+        wide[n:] = 0
         return wide
     if x.stride(1) == 1 and x.stride(0) % multiple == 0 and x.stride(0) >= columns and is_16_byte(x):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def launched_tokens(n: int, multiple: int) -> list[int]:
-    """The token counts of the launches that :func:`multiply` makes for ``n`` tokens."""
-    whole = n // multiple * multiple
-    return [*([whole] if whole else []), *([multiple] if whole != n else [])]
+def launched_tokens(call: route.Call, chosen: route.Route) -> list[int]:
+    """The token counts of the launches that :func:`multiply` makes, for any n."""
+    return route.launched_tokens(call, chosen.m, chosen.k, chosen.multiple)
+
+
+def room_for(call: route.Call, chosen: route.Route) -> int:
+    """Tokens that the output of :func:`multiply` has to have room for."""
+    return max(call.n, launched_tokens(call, chosen)[0])
 
 
 def multiply(launch: Launch, x: Tensor, y: Tensor) -> None:
-    """y [n, m] = x [n, k] W^T for any n: the last legal multiple of tokens overlaps what came before."""
-    multiple, n = launch.route.multiple, x.shape[0]
-    whole = n // multiple * multiple
-    if whole:
-        launch.run(x[:whole], y[:whole])
-    if whole == n:
+    """y [:n] = x W^T for x [n, k] of any n; y [>= room_for, m] may be overwritten beyond n."""
+    n = x.shape[0]
+    counts = launched_tokens(launch.call._replace(n=n), launch.route)
+    if counts[0] > n:
+        launch.run(legal_input(x, launch.route.k, 16 // x.element_size(), counts[0]), y[: counts[0]])
         return
-    if whole:
-        launch.run(x[n - multiple :], y[n - multiple :])
-        return
-    few = x.new_zeros(multiple, x.shape[1])
-    few[:n] = x
-    wide = y.new_empty(multiple, y.shape[1])
-    launch.run(few, wide)
-    y.copy_(wide[:n])
+    launch.run(x[: counts[0]], y[: counts[0]])
+    if len(counts) > 1:
+        launch.run(x[n - counts[1] :], y[n - counts[1] : n])
 
 
 def vector(vector: Tensor | None, size: int) -> Tensor | None:

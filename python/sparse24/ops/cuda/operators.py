@@ -5,6 +5,7 @@ The only lines of the package that need a GPU to run.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from .. import mask, scaled
 from ..layout import check_compressed, check_compressible
-from ..registry import library
+from ..registry import check_devices, library
 from . import device_kernels
 from . import products as cuda
 from . import scaled as cuda_scaled
 from .cusparselt import Stream
+from .patches import Window
 
 
 def current_stream(tensor: Tensor) -> Stream:
@@ -25,10 +27,16 @@ def current_stream(tensor: Tensor) -> Stream:
     return Stream(tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
-def on_current_stream(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel`` with the current stream as its last argument, on the device of its first tensor."""
+def on_current_stream(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` with the current stream as its last argument, on the device of its first tensor.
+
+    It raises RuntimeError where its tensors are on several devices, one of them a GPU.
+    """
+    names = list(inspect.signature(kernel).parameters)
 
     def run(tensor: Tensor, *rest: Any) -> Any:
+        given = zip(names, (tensor, *rest), strict=False)
+        check_devices(name, **{argument: value for argument, value in given if isinstance(value, Tensor)})
         with torch.cuda.device(tensor.device):
             return kernel(tensor, *rest, stream=current_stream(tensor))
 
@@ -47,7 +55,7 @@ def _conv2d(
     stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1),
     groups: int = 1, activation: str = "none", *, stream: Stream,
 ) -> Tensor:  # fmt: skip
-    window = cuda.Window(kernel_size, stride, padding, dilation, groups)
+    window = Window(kernel_size, stride, padding, dilation, groups)
     return cuda.conv2d(input, values, indices, bias, window, activation, stream)
 
 
@@ -64,9 +72,18 @@ def _scaled_conv2d(
     padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
     activation: str = "none", *, stream: Stream,
 ) -> Tensor:  # fmt: skip
-    window = cuda.Window(kernel_size, stride, padding, dilation, groups)
+    window = Window(kernel_size, stride, padding, dilation, groups)
     return cuda_scaled.scaled_conv2d(
         input, values, indices, scale, bias, out_dtype, window, activation, stream
+    )  # fmt: skip
+
+
+def _int8_linear(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None = None,
+    bias: Tensor | None = None, activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    return cuda_scaled.int8_linear(
+        input, values, indices, weight_scale, input_scale, bias, activation, stream
     )  # fmt: skip
 
 
@@ -76,7 +93,7 @@ def _quantize_per_token(input: Tensor, *, stream: Stream) -> tuple[Tensor, Tenso
 
 def _fits_mask_kernel(weight: Tensor, n: int, m: int, dim: int) -> bool:
     return (
-        device_kernels.BUILT
+        device_kernels.built_for(weight)
         and (n, m) == (2, 4)
         and weight.dtype in mask.MASK_DTYPES
         and weight.dim() > 0
@@ -102,7 +119,7 @@ def _prune_(weight: Tensor, n: int, m: int, dim: int, *, stream: Stream) -> Tens
 
 
 def _transposable_mask(weight: Tensor, *, stream: Stream) -> Tensor:
-    if not device_kernels.BUILT or weight.dtype not in mask.MASK_DTYPES:
+    if not device_kernels.built_for(weight) or weight.dtype not in mask.MASK_DTYPES:
         return mask.transposable_mask_torch(weight)
     mask.check_transposable(weight)
     return device_kernels.transposable_mask(weight.contiguous(), stream.handle)
@@ -110,7 +127,7 @@ def _transposable_mask(weight: Tensor, *, stream: Stream) -> Tensor:
 
 def _compress(weight: Tensor, *, stream: Stream) -> tuple[Tensor, Tensor]:
     check_compressible(weight)
-    if not device_kernels.BUILT:
+    if not device_kernels.built_for(weight):
         values, indices = torch.ops.sparse24.compress(weight.cpu())
         return values.to(weight.device), indices.to(weight.device)
     *lead, cols = weight.shape
@@ -141,6 +158,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "scaled_linear": _scaled_linear,
     "scaled_conv2d": _scaled_conv2d,
+    "int8_linear": _int8_linear,
     "quantize_per_token": _quantize_per_token,
     "nm_mask": _nm_mask,
     "prune_": _prune_,
@@ -149,4 +167,4 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "decompress": _decompress,
 }
 for _name, _kernel in KERNELS.items():
-    library.impl(_name, on_current_stream(_kernel), "CUDA")
+    library.impl(_name, on_current_stream(_name, _kernel), "CUDA")

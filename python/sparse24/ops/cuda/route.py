@@ -9,12 +9,15 @@ copy only decoding goes dense.
 from __future__ import annotations
 
 import functools
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 
 from ... import _C
 from ..registry import ACTIVATION_CODES, round_up
+from . import device_kernels
 from .cusparselt import CODES, GPU, Algorithm, Product, multiples
 
 #: Fewer tokens than this run dense even where the weight has to be expanded for the call. One token was
@@ -27,6 +30,14 @@ FEW_TOKENS_ELSEWHERE = 1024
 #: Weights with a side below this gain nothing either (pytorch#90119: 768 still gains on Ampere).
 SMALL_SIDE = {80: 512, 86: 512}
 SMALL_SIDE_ELSEWHERE = 1024
+
+#: Tokens up to which the kernel for few is taken although a dense copy is there. By counting instructions it
+#: is bound by memory to about seven tokens, and reads .56 of the copy's bytes; beyond that arithmetic counts.
+FEW_AGAINST_A_COPY = 8
+
+#: Whether convolutions larger than 1 x 1 are taken to gain untuned. They write their patches to memory first,
+#: R x S times the input, where a dense convolution reads it in place; nobody has published a gain.
+PATCHES_GAIN = False
 
 NO_BOUNDS = (0.0, float("inf"))
 
@@ -43,6 +54,8 @@ class Call(NamedTuple):
     has_bias: bool = False
     scale_per_row: bool = False
     relu_bounds: tuple[float, float] = NO_BOUNDS  #: ReLU: 0 where v <= first, else min(v, second)
+    #: Of a convolution whose patches have to be copied: kernel, stride, padding, dilation, groups.
+    window: tuple[int, ...] = ()
 
 
 class Route(NamedTuple):
@@ -56,6 +69,7 @@ class Route(NamedTuple):
     epilogue: str  #: the activation that is left to torch; "none": it is fused
     algorithm: Algorithm
     notes: tuple[str, ...]  #: what a sparse call does besides the product
+    few: bool = False  #: by the kernel for few tokens, on the canonical form
 
 
 def fused_activation(call: Call, gpu: GPU) -> str:
@@ -84,9 +98,14 @@ class Measured(NamedTuple):
     sparse: float
     dense: float
     expanded: float  #: dense, the weight expanded at the call
+    others: tuple[tuple[Algorithm, float], ...] = ()  #: kernels alone, of the algorithms that did best
+
+    def times(self) -> dict[Algorithm, float]:
+        """Microseconds by algorithm, for comparisons among them."""
+        return dict(self.others) or {self.algorithm: self.sparse}
 
 
-#: What ``sparse24.tune`` measured, by (GPU, dtypes, m, k, bucket of tokens). Filled by ``tuning``.
+#: What ``sparse24.tune`` measured, by (GPU, dtypes, m, k, bucket of tokens, window). Filled by ``tuning``.
 measured: dict[tuple[Any, ...], Measured] = {}
 
 
@@ -97,7 +116,79 @@ def bucket(tokens: int) -> int:
 
 def measured_key(call: Call, gpu: GPU) -> tuple[Any, ...]:
     """Where figures of a call are kept: what they depend on, tokens in buckets."""
-    return (gpu, call.dtype, call.out_dtype, call.m, call.k, bucket(call.n))
+    return (gpu, call.dtype, call.out_dtype, call.m, call.k, bucket(call.n), call.window)
+
+
+#: (GPU, dtype, out_dtype, numbers of an algorithm): why it must not run. Filled by ``denied``.
+denied: dict[tuple[GPU, torch.dtype, torch.dtype, tuple[int, ...]], str] = {}
+#: (GPU, dtype, out_dtype, m, k, algorithm): what the library said when it was to run.
+refused: dict[tuple[Any, ...], str] = {}
+
+
+def why_denied(call: Call, gpu: GPU, algorithm: Algorithm) -> str:
+    """Why an algorithm must not run here; empty: it may. An id denied without a split is so with one."""
+    for split_k in {algorithm.split_k, 0}:
+        for key, reason in denied.items():
+            if key[:3] == (gpu, call.dtype, call.out_dtype) and key[3][:2] == (algorithm.id, split_k):
+                return f"algorithm {algorithm.id} is denied: {reason}"
+    return ""
+
+
+def is_search_denied(call: Call, gpu: GPU) -> bool:
+    """Whether the library's own search has ended a process here."""
+    return any(key[:3] == (gpu, call.dtype, call.out_dtype) and key[3][0] < 0 for key in denied)
+
+
+def _weight_key(call: Call, gpu: GPU) -> tuple[Any, ...]:
+    return (gpu, call.dtype, call.out_dtype, call.m, call.k)
+
+
+def algorithm_of(call: Call, gpu: GPU) -> Algorithm:
+    """The algorithm of a weight, one for all counts of tokens, so that one blob serves them.
+
+    Of those that tuning has timed, the one whose times, over the best of each tuned count, have the smallest
+    product; one that was not among the best of a count is taken to be twice as slow there.
+    """
+    tuned = [found.times() for key, found in measured.items() if key[:5] == _weight_key(call, gpu)]
+    candidates = {Algorithm(): None, **dict.fromkeys(algorithm for times in tuned for algorithm in times)}
+
+    def cost(algorithm: Algorithm) -> float:
+        return sum(
+            math.log(times.get(algorithm, 2 * max(times.values())) / min(times.values())) for times in tuned
+        )
+
+    usable = [
+        algorithm
+        for algorithm in candidates
+        if (*_weight_key(call, gpu), algorithm) not in refused and not why_denied(call, gpu, algorithm)
+    ]
+    return min(usable, key=cost, default=Algorithm())
+
+
+def refuse(call: Call, gpu: GPU, algorithm: Algorithm, problem: str) -> None:
+    """Run another algorithm from now on, and say so once."""
+    key = (*_weight_key(call, gpu), algorithm)
+    if key not in refused:
+        refused[key] = problem
+        warnings.warn(f"{_note_of(key)}; sparse24.tune(model, again=True) measures anew", stacklevel=2)
+    forget()
+
+
+def _note_of(key: tuple[Any, ...]) -> str:
+    *_, m, k, algorithm = key
+    return f"algorithm {algorithm.id}, tuned for {m} x {k}, was refused: {refused[key]}; another one runs"
+
+
+def _why_few(call: Call, gpu: GPU, dense_kept: bool) -> str:
+    """Why the kernel for few tokens runs; empty: it does not. Bytes decide, .56 of dense: not times."""
+    if not gpu.kernels or not device_kernels.takes_few(call.n, call.dtype, call.dtype) or call.scale_per_row:
+        return ""
+    if dense_kept and call.n > FEW_AGAINST_A_COPY:
+        return ""
+    figures = measured.get(measured_key(call, gpu))
+    if figures is not None and 0 < figures.sparse < figures.expanded:
+        return ""
+    return f"{call.n} tokens are few: a kernel reads the compressed weight as it lies"
 
 
 def _why_losing(call: Call, gpu: GPU, dense_kept: bool) -> str:
@@ -106,6 +197,9 @@ def _why_losing(call: Call, gpu: GPU, dense_kept: bool) -> str:
         rival = figures.dense if dense_kept else figures.expanded
         loses = 0 < rival < figures.sparse
         return f"measured: sparse takes {figures.sparse:.1f} us, dense {rival:.1f} us" if loses else ""
+    if call.window and call.dtype.itemsize > 1 and not PATCHES_GAIN:
+        r, s = call.window[:2]
+        return f"a {r} x {s} convolution copies its patches: dense until sparse24.tune(model) has timed both"
     if call.dtype.itemsize == 1:
         return ""  # nothing dense in torch takes 8-bit operands and this epilogue
     if call.n < DECODE_TOKENS:
@@ -129,6 +223,21 @@ def legal_sizes(call: Call) -> tuple[int, int, int]:
     return round_up(call.m, m_multiple), round_up(call.k, k_multiple), n_multiple
 
 
+def launched_tokens(call: Call, m: int, k: int, multiple: int) -> list[int]:
+    """The token counts of the launches for a call whose blob has m rows and k columns.
+
+    A count that is no legal multiple is rounded up, which copies the input, or is covered by two launches of
+    which the second overlaps the first and reads the whole weight again: whichever moves fewer bytes.
+    """
+    whole = call.n // multiple * multiple
+    if whole == call.n:
+        return [call.n]
+    size = call.dtype.itemsize
+    copied = 2 * call.n * call.k * size
+    again = m * k * (size / 2 + 0.125) + multiple * (k * size + m * call.out_dtype.itemsize)
+    return [whole, multiple] if whole and again < copied else [whole + multiple]
+
+
 def why_illegal(call: Call, gpu: GPU) -> str:
     """The rule of the library that forbids a call even with its sizes rounded up; empty: none does."""
     m, k, multiple = legal_sizes(call)
@@ -143,7 +252,10 @@ def choose(call: Call, gpu: GPU, dense_kept: bool) -> Route:
     """The route of a call. Cached: :func:`forget` after the measured figures change."""
     m, k, n_multiple = legal_sizes(call)
     fused = fused_activation(call, gpu)
-    reason = why_illegal(call, gpu) or _why_losing(call, gpu, dense_kept)
+    algorithm = algorithm_of(call, gpu)
+    why_few = _why_few(call, gpu, dense_kept)
+    reason = why_illegal(call, gpu) or why_denied(call, gpu, algorithm) or why_few
+    reason = reason or _why_losing(call, gpu, dense_kept)
     notes = []
     if fused != call.activation:
         notes.append(f"{call.activation} after the product, in torch: cuSPARSELt does not fuse it here")
@@ -151,14 +263,13 @@ def choose(call: Call, gpu: GPU, dense_kept: bool) -> Route:
         notes.append(f"output of {call.m} rows computed as {m}, and copied")
     if k != call.k:
         notes.append(f"input of {call.k} columns padded to {k}: a copy")
-    if call.n % n_multiple and call.n > n_multiple:
-        notes.append(
-            f"{call.n} tokens are no multiple of {n_multiple}: the last {n_multiple} in a second launch"
-        )
-    figures = measured.get(measured_key(call, gpu))
-    algorithm = figures.algorithm if figures is not None else Algorithm()
+    if call.n % n_multiple:
+        counts = launched_tokens(call, m, k, n_multiple)
+        how = f"the last {n_multiple} in a second launch" if counts[1:] else f"padded to {counts[0]}, a copy"
+        notes.append(f"{call.n} tokens are no multiple of {n_multiple}: {how}")
+    notes += [_note_of(key) for key in refused if key[:5] == _weight_key(call, gpu)]
     epilogue = "none" if fused == call.activation else call.activation
-    return Route(not reason, reason, m, k, n_multiple, epilogue, algorithm, tuple(notes))
+    return Route(not reason, reason, m, k, n_multiple, epilogue, algorithm, tuple(notes), bool(why_few))
 
 
 def forget() -> None:

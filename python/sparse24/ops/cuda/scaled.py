@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..conv2d import conv_out_size
+from ..int8 import check_int8_linear, int8_linear_torch
 from ..scaled import (
     check_scaled_conv2d,
     check_scaled_linear,
@@ -15,10 +16,12 @@ from ..scaled import (
     scaled_conv2d_torch,
     scaled_linear_torch,
 )
-from . import route
+from . import device_kernels, route
 from .cusparselt import GPU, Stream, why_unavailable
 from .launch import Epilogue, call_of, ready
-from .products import Window, conv2d_call, conv2d_route, conv2d_sparse, linear_sparse, route_of
+from .patches import Window
+from .products import conv2d_call, conv2d_route, conv2d_sparse, linear_sparse
+from .ways import route_of
 from .weights import Canonical
 
 
@@ -47,6 +50,21 @@ def _split(call: route.Call, scale: Tensor | None, bias: Tensor | None, on: GPU)
         bias = None if bias is None else bias.to(out_dtype)
         return _Split(Epilogue(bias, None, activation), out_dtype, None, None, "none")
     return _Split(Epilogue(), torch.float32, scale, bias, activation)
+
+
+def int8_linear(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
+    bias: Tensor | None, activation: str, stream: Stream,
+) -> Tensor:  # fmt: skip
+    """``torch.ops.sparse24.int8_linear`` on ``stream``: few tokens from the weight as it lies."""
+    check_int8_linear(input, values, indices, weight_scale, input_scale, bias, activation)
+    n, k = input.shape[:-1].numel(), input.shape[-1]
+    few = input_scale is None and n * k > 0 and device_kernels.takes_few(n, input.dtype, values.dtype)
+    if not few or not device_kernels.built_for(input):
+        return int8_linear_torch(input, values, indices, weight_scale, input_scale, bias, activation)
+    x = input.reshape(-1, k)
+    y = device_kernels.few_tokens(x, values, indices, weight_scale, bias, activation, stream.handle)
+    return y.view(*input.shape[:-1], y.shape[1])
 
 
 def scaled_linear(

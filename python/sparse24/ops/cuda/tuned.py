@@ -31,13 +31,19 @@ def _read() -> dict[str, Any]:
 
 
 def _name(key: tuple[Any, ...]) -> str:
-    _, dtype, out_dtype, m, k, tokens = key
-    return f"{dtype} {out_dtype} {m} {k} {tokens}".replace("torch.", "")
+    _, dtype, out_dtype, m, k, tokens, window = key
+    return " ".join(map(str, (dtype, out_dtype, m, k, tokens, *window))).replace("torch.", "")
 
 
 def _key(name: str, gpu: GPU) -> tuple[Any, ...]:
-    dtype, out_dtype, m, k, tokens = name.split()
-    return (gpu, getattr(torch, dtype), getattr(torch, out_dtype), int(m), int(k), int(tokens))
+    dtype, out_dtype, *numbers = name.split()
+    m, k, tokens, *window = map(int, numbers)
+    return (gpu, getattr(torch, dtype), getattr(torch, out_dtype), m, k, tokens, tuple(window))
+
+
+def numbers_of(algorithm: Algorithm) -> list[int]:
+    """An algorithm for a file: id, split_k, its mode and buffers."""
+    return [algorithm.id, algorithm.split_k, algorithm.split_k_mode, algorithm.split_k_buffers]
 
 
 def load(device: int, gpu: GPU) -> int:
@@ -45,7 +51,8 @@ def load(device: int, gpu: GPU) -> int:
     found = _read().get(identity(device, gpu), {})
     for name, entry in found.items():
         algorithm = Algorithm(*entry["algorithm"])
-        route.measured[_key(name, gpu)] = Measured(algorithm, *entry["microseconds"])
+        others = tuple((Algorithm(*numbers), time) for numbers, time in entry.get("others", []))
+        route.measured[_key(name, gpu)] = Measured(algorithm, *entry["microseconds"])._replace(others=others)
     route.forget()
     return len(found)
 
@@ -54,13 +61,9 @@ def save(device: int, gpu: GPU) -> None:
     """Write this device's figures, beside those of other devices, in one step."""
     own = {
         _name(key): {
-            "algorithm": [
-                found.algorithm.id,
-                found.algorithm.split_k,
-                found.algorithm.split_k_mode,
-                found.algorithm.split_k_buffers,
-            ],
+            "algorithm": numbers_of(found.algorithm),
             "microseconds": [found.sparse, found.dense, found.expanded],
+            "others": [[numbers_of(algorithm), time] for algorithm, time in found.others],
         }
         for key, found in route.measured.items()
         if key[0] == gpu
