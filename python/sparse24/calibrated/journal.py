@@ -128,7 +128,7 @@ class Journal:
         path = self._file(number)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise FileError(f"{path}: cannot be read ({error}): delete the folder to begin anew") from error
         return found["parameters"], found["masks"]
 

@@ -21,7 +21,7 @@ def trained(name: str, model: nn.Module, train: Callable[[nn.Module], None]) -> 
     path = figures.path(f"{name}-torch{torch.__version__}.pt")
     try:
         model.load_state_dict(torch.load(path, weights_only=True))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # not there, or not whole
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):  # not there, or not whole
         train(model)
         draft = path.with_suffix(f".{os.getpid()}")
         try:
