@@ -144,7 +144,7 @@ def test_an_int8_input_is_for_static_layers() -> None:
     with pytest.raises(TypeError, match="an int8 input is for layers whose activations are static"):
         layer(torch.zeros(2, 16, dtype=torch.int8))
     static = sparse24.SparseLinear(16, 8).to_int8("static", 0.1)
-    with pytest.raises(TypeError, match="input must be int8 or torch[.]float32"):
+    with pytest.raises(TypeError, match=r"input must be int8 or torch\.float32"):
         ops.int8_linear_chained(
             torch.zeros(2, 16, dtype=torch.int32), static.values, static.indices, static.weight_scale,
             static.input_scale, None, "none", None, torch.float32,

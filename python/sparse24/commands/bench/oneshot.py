@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...calibrated import methods, oneshot
+from ...calibrated import methods, oneshot, permute
 from ...files import FileError
 from ...timing import interleaved_medians
 from . import keeping, tasks
@@ -22,7 +22,7 @@ from .table import Interrupted, Setting, Table
 
 SEEDS = (0, 1, 2)
 HEAD = ["task", "dense", "method", "score", "spread", "won back", "seconds"]
-#: Options of ``sparse24.oneshot``.
+#: Options of ``sparse24.oneshot``, and whether channels are permuted first.
 WAYS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude", "refit": 0, "reconstruct": None, "bias": False},
     "sparsegpt, refit": {"reconstruct": None},
@@ -34,9 +34,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "magnitude, refit": {"method": "magnitude", "reconstruct": None},
     "admm": {"method": "admm", "refit": 0, "reconstruct": None},
     "admm, refit": {"method": "admm", "reconstruct": None},
+    "channels permuted, magnitude": {
+        "method": "magnitude", "refit": 0, "reconstruct": None, "bias": False, "permute": True,
+    },
+    "channels permuted, sparsegpt, refit": {"reconstruct": None, "permute": True},
     "magnitude, refit, blocks trained": {"method": "magnitude"},
     "with patience (600 steps a block)": {"steps": 600},
-}
+}  # fmt: skip
 #: Rows of SparseGPT's loop, refit and ADMM.
 SHAPES = ((1024, 1024), (4096, 1024))
 
@@ -120,7 +124,9 @@ def _run(dense: nn.Module, task: tasks.Task, seed: int, way: Mapping[str, Any]) 
     model = copy.deepcopy(dense)
     batches = task.calibration(seed)
     begin = time.perf_counter()
-    oneshot(model, batches, **way)
+    if way.get("permute"):
+        permute(model, batches[0])
+    oneshot(model, batches, **{key: value for key, value in way.items() if key != "permute"})
     seconds = time.perf_counter() - begin
     return Result(task.score(model), seconds)
 
