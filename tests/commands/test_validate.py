@@ -112,7 +112,7 @@ def test_a_part_that_crashes_is_told(code: str, status: str) -> None:
 
 def test_a_failed_check_fails_its_part_and_the_next_ones_go_on() -> None:
     here = ground.Ground.__new__(ground.Ground)
-    here._checks, here.emulated, here.gpu = [], True, ground.GPU(86, 28, 801)
+    here._checks, here.emulated, here.gpu, here._out = [], True, ground.GPU(86, 28, 801), None
     with here.attempt("first"):
         raise RuntimeError("out of order")
     here.check("second", True)
