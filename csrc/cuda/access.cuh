@@ -13,6 +13,13 @@
 #define SPARSE24_BODY inline
 #endif
 
+// Before a loop over elements that have to be in registers.
+#if defined(__CUDA_ARCH__)
+#define SPARSE24_UNROLL _Pragma("unroll")
+#else
+#define SPARSE24_UNROLL
+#endif
+
 namespace sparse24::cuda {
 
 constexpr int kAccessBytes = 16;

@@ -22,7 +22,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-KERNELS = ("mask24", "transposable", "compress", "expand", "im2col", "quantize")
+KERNELS = ("mask24", "transposable", "compress", "expand", "im2col", "quantize", "few_tokens")
+#: Most registers of a thread: a block of 256 has 65,536.
+REGISTERS = {"few_tokens": 255}
 CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
 
 #: kernel -> architecture -> what was found.
@@ -69,6 +71,15 @@ def read_log(text: str) -> tuple[Found, Found]:
         registers[names[name]][architecture] = used[1] if used else "?"
         frames[names[name]][architecture] = frame[0] if frame else "no word of its frame"
     return registers, frames
+
+
+def register_faults(registers: Found) -> list[str]:
+    faults = []
+    for name, found in registers.items():
+        most = REGISTERS.get(name.split("<")[0])
+        over = [f"{where}: {count}" for where, count in found.items() if most and int(count) > most]
+        faults += [f"{name} takes more than {most} registers: {', '.join(over)}"] if over else []
+    return faults
 
 
 def log_faults(frames: Found) -> list[str]:
@@ -136,7 +147,7 @@ def main() -> int:
     options = parser.parse_args()
 
     registers, frames = read_log(options.log.read_text(encoding="utf-8", errors="replace"))
-    faults = log_faults(frames)
+    faults = log_faults(frames) + register_faults(registers)
     if options.sass:
         cuobjdump = shutil.which(options.cuobjdump)
         if cuobjdump is None:

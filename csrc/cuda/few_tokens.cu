@@ -21,15 +21,18 @@ __global__ void few_tokens_kernel(FewTokens a, int splits) {
   const std::int64_t token = std::int64_t{blockIdx.y} * kTokens;
   float sums[kRows][kTokens] = {};
   if (row < a.m) {
-    constexpr int kColumns = 2 * kFewTokensKept<W>;
+    constexpr int kColumns = 2 * kFewTokensKept<W, kTokens>;
     const std::int64_t items = (a.padded + kColumns - 1) / kColumns;
     for (std::int64_t item = part * kWarp + lane; item < items; item += std::int64_t{splits} * kWarp) {
       few_tokens_item<X, W, kAccess>(a, row, token, item, sums);
     }
   }
+  SPARSE24_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    SPARSE24_UNROLL
     for (int t = 0; t < kTokens; ++t) {
       float sum = sums[r][t];
+      SPARSE24_UNROLL
       for (int apart = kWarp / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
       if (lane == 0) of_warps[warp][r * kTokens + t] = sum;
     }
@@ -54,7 +57,7 @@ int splits_for(const FewTokens& a, int rows, int columns) {
 template <typename X, typename W, Access kAccess, int kTokens>
 void launch_few(const FewTokens& a, void* stream) {
   constexpr int kRows = FewTokensTuning<kTokens>::kRows;
-  const int splits = splits_for(a, kRows, 2 * kFewTokensKept<W>);
+  const int splits = splits_for(a, kRows, 2 * kFewTokensKept<W, kTokens>);
   const std::int64_t rows_of_block = std::int64_t{kRows} * (kFewTokensWarps / splits);
   const auto blocks = static_cast<unsigned>((a.m + rows_of_block - 1) / rows_of_block);
   const auto rounds = static_cast<unsigned>((a.n + kTokens - 1) / kTokens);

@@ -98,8 +98,11 @@ SPARSE24_BODY Pair picked(const std::uint32_t* four, unsigned nibble, Float32) {
 
 // ---- the product ----
 
-template <typename W>
-constexpr int kFewTokensKept = kAccessBytes / static_cast<int>(sizeof(typename W::Bits));
+// Kept values of an item: 16 bytes of them. With many tokens 8 of int8, whose 32 activations and 16 weights a row would
+// leave the registers.
+template <typename W, int kTokens>
+constexpr int kFewTokensKept =
+    sizeof(typename W::Bits) == 1 && kTokens >= 8 ? 8 : kAccessBytes / static_cast<int>(sizeof(typename W::Bits));
 
 // Adds what the item's columns give to the sums of rows [row, + kRows) and tokens [token, + kTokens). What is beyond
 // the matrix or the tokens counts as zeros.
@@ -108,23 +111,28 @@ SPARSE24_BODY void few_tokens_item(const FewTokens& a, std::int64_t row, std::in
                                    float (&sums)[kRows][kTokens]) {
   using XBits = typename X::Bits;
   using WBits = typename W::Bits;
-  constexpr int kKept = kFewTokensKept<W>, kColumns = 2 * kKept;
+  constexpr int kKept = kFewTokensKept<W, kTokens>, kColumns = 2 * kKept;
   const std::int64_t first = item * kColumns;
   float weights[kRows][kKept];
   std::uint8_t bytes[kRows][kColumns / 8];
+  SPARSE24_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const std::int64_t room = row + r < a.m ? a.padded - first : 0, at = room == 0 ? 0 : (row + r) * a.padded + first;
     WBits kept[kKept];
     load<kAccess>(static_cast<const WBits*>(a.values) + at / 2, room / 2, kept);
     load<kAccess>(a.indices + at / 8, room / 8, bytes[r]);
+    SPARSE24_UNROLL
     for (int i = 0; i < kKept; ++i) weights[r][i] = W::to_float(kept[i]);
   }
+  SPARSE24_UNROLL
   for (int t = 0; t < kTokens; ++t) {
     const bool there = token + t < a.n;
     XBits x[kColumns];
     load<kAccess>(static_cast<const XBits*>(a.x) + (there ? (token + t) * a.x_stride + first : 0),
                   there ? a.k - first : 0, x);
+    SPARSE24_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      SPARSE24_UNROLL
       for (int group = 0; group < kColumns / 4; ++group) {
         const unsigned nibble = bytes[r][group / 2] >> (4 * (group % 2)) & 15u;
         const Pair pair = picked(x + 4 * group, nibble, X{});

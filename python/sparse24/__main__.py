@@ -104,11 +104,15 @@ def _parser() -> argparse.ArgumentParser:
         "validate-gpu", help="check and time on this machine's GPU everything that only a GPU can show"
     )
     validate.add_argument(
-        "--out", type=Path, default=Path("sparse24-gpu.json"), help="report (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("sparse24-gpu.json"),
+        help="report (default: %(default)s), with a page beside it that ends in .html",
     )
     validate.add_argument(
         "--part", action="append", default=[], metavar="NAME", help="this part alone; may be repeated"
     )
+    validate.add_argument("--quick", action="store_true", help="fewer shapes, in two minutes")
     validate.set_defaults(run=_validate)
     return parser
 
@@ -240,7 +244,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     try:
         status: int = importlib.import_module(".commands.validate", __package__).run(
-            options.out, options.part
+            options.out, options.part, quick=options.quick
         )
     except ValueError as error:
         raise FileError(str(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_a_part_that_crashes_is_told(code: str, status: str) -> None:
 
 def test_a_failed_check_fails_its_part_and_the_next_ones_go_on() -> None:
     here = ground.Ground.__new__(ground.Ground)
-    here._checks, here.emulated, here.gpu = [], True, ground.GPU(86, 28, 801)
+    here._checks, here.emulated, here.gpu, here._out = [], True, ground.GPU(86, 28, 801), None
     with here.attempt("first"):
         raise RuntimeError("out of order")
     here.check("second", True)
@@ -132,3 +133,65 @@ def test_the_networks_are_those_of_the_talk() -> None:
         large, deep = networks.bert(), networks.resnext()
     assert sum(p.numel() for p in large.parameters()) == 302_309_376  # BERT-Large without its embeddings
     assert sum(p.numel() for p in deep.parameters()) == 194_026_792  # as torchvision counts 32x16d
+
+
+def test_the_page_holds_what_failed_and_a_bar_for_each_ratio() -> None:
+    checks = [
+        {"name": "m=1 <b>", "passed": True, "x dense": 1.5},
+        {"name": "m=2", "passed": False, "x dense": 0.5, "error": "a < b"},
+        {"name": "m=3", "passed": True, "ratio": 100.0},
+    ]
+    parts = {
+        "speed": {"status": "failed", "checks": checks, "seconds": 3.2, "device": "A card"},
+        "contract": {"status": "killed by signal 11", "checks": [], "log": "why <it> died", "seconds": 1.0},
+    }
+    made = validate.page({"started": "today", "passed": False, "parts": parts})
+    assert "A card: <b>NOT all passed</b>" in made
+    assert "ON THE EMULATOR" not in made
+    assert [int(width) for width in re.findall(r'<rect[^>]* width="(\d+)"', made)] == [270, 90, 720]
+    assert re.findall(r'fill="(#\w+)"', made) == ["#484", "#c66", "#484"]
+    for text in ("m=1 &lt;b&gt;", "a &lt; b", "why &lt;it&gt; died", "killed by signal 11"):
+        assert text in made
+    assert "http" not in made  # nothing is fetched: it can be sent
+    parts["speed"]["emulated"] = True
+    assert "ON THE EMULATOR" in validate.page({"parts": parts})
+
+
+def test_quick_takes_two_minutes_at_most() -> None:
+    assert sum(max(int(validate.QUICK * part.seconds), 1) for part in validate.PARTS) <= 120
+
+
+def test_a_quick_part_leaves_its_page(environment: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    command = [
+        sys.executable,
+        "-m",
+        "sparse24",
+        "validate-gpu",
+        "--quick",
+        "--part",
+        "kernels",
+        "--out",
+        str(out),
+    ]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "at most 12 s" in ran.stdout
+    assert str(tmp_path / "report.html") in ran.stdout
+    assert "all passed" in (tmp_path / "report.html").read_text()
+
+
+def test_a_part_that_is_killed_leaves_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import json, os, sys, pathlib; "
+        "pathlib.Path(sys.argv[-1]).write_text(json.dumps({'status': 'unfinished', 'checks': [1]})); "
+        "os.kill(os.getpid(), 9)"
+    )
+    finish = validate._finish
+    monkeypatch.setattr(
+        validate,
+        "_finish",
+        lambda command, seconds: finish([sys.executable, "-c", code, command[-1]], seconds),
+    )
+    found = validate._run_apart(validate.PARTS[0], False)
+    assert found["status"] == "killed by signal 9"
+    assert found["checks"] == [1]

@@ -196,7 +196,7 @@ Traffic traffic(const std::vector<Lane>& lanes, const void* begin, std::size_t s
 template <typename X, typename W, int kTokens>
 void check_traffic(const char* name) {
   constexpr int kRows = cuda::FewTokensTuning<kTokens>::kRows;
-  constexpr int64_t kColumns = 2 * cuda::kFewTokensKept<W>, kWidth = 32 * kColumns;  // one item a lane
+  constexpr int64_t kColumns = 2 * cuda::kFewTokensKept<W, kTokens>, kWidth = 32 * kColumns;  // one item a lane
   alignas(128) static uint8_t x[kTokens * kWidth * 4], values[kRows * kWidth * 4], indices[kRows * kWidth / 8];
   const cuda::FewTokens a{x,       kTokens,           kWidth, kWidth, values, indices, kRows, kWidth, nullptr,
                           nullptr, Activation::kNone, nullptr};
@@ -210,7 +210,7 @@ void check_traffic(const char* name) {
   const int64_t kept_bytes = kRows * kWidth / 2 * static_cast<int64_t>(sizeof(typename W::Bits));
   const Traffic v = traffic(lanes, values, sizeof values), i = traffic(lanes, indices, sizeof indices);
   expect(v.bytes == kept_bytes && v.sectors == kept_bytes / 32 && v.accesses == kRows,
-         message(name, ": values once, 16 bytes a lane, no sector twice"));
+         message(name, ": values once, one access a lane, no sector twice"));
   expect(i.bytes == kRows * kWidth / 8 && i.sectors == std::max<int64_t>(kRows * kWidth / 8 / 32, kRows),
          message(name, ": indices once, coalesced"));
   const Traffic t = traffic(lanes, x, sizeof x);

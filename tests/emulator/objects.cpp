@@ -58,10 +58,11 @@ std::shared_ptr<Object> find_object(const void* raw, Kind kind) {
   const Stamp stamp = stamp_of(raw);
   require(stamp.magic == kMagic && stamp.kind == kind, kInvalidValue, kMeasured,
           "an opaque struct was never initialised, or is already destroyed");
-  const auto original = registry().objects.find(stamp.id);
-  // measured (0.10): a copy of a matmul descriptor serves while the original lives.
-  const bool lives = original != registry().objects.end() && stamp_of(original->second->self).id == stamp.id;
-  if (kind == Kind::kMatmul && stamp.self != raw && lives && state().config.version >= 1000) return original->second;
+  if (stamp.self != raw && kind == Kind::kMatmul && state().config.version >= 1000) {
+    // measured (0.10): a copy of a matmul descriptor serves while the original lives.
+    const auto original = registry().objects.find(stamp.id);
+    if (original != registry().objects.end() && in_place(*original->second)) return original->second;
+  }
   if (stamp.self != raw) {
     violate_and_refuse(kInvalidValue, kDocumented, "an opaque struct was copied or moved after its Init");
   }

@@ -21,7 +21,7 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
 KERNELS = {
     f"_ZN8sparse244cuda12_GLOBAL__N_1{len(name) + 7}{name}_kernelIjLNS0_6AccessE0EEEvjll": name
-    for name in ("mask24", "transposable", "compress", "expand", "im2col", "quantize")
+    for name in ("mask24", "transposable", "compress", "expand", "im2col", "quantize", "few_tokens")
 }
 
 
@@ -58,7 +58,7 @@ def test_a_clean_log_passes_with_a_table(tmp_path: Path) -> None:
     ran = check(tmp_path, log(list(KERNELS), ARCHITECTURES))
     assert ran.returncode == 0, ran.stderr
     assert re.search(r"expand<unsigned int, vector>( +24){6}\n", ran.stdout)
-    assert "6 kernels, 36 compilations, 0 faults" in ran.stdout
+    assert "7 kernels, 42 compilations, 0 faults" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ def test_a_clean_log_passes_with_a_table(tmp_path: Path) -> None:
          "expand<unsigned int, vector> on sm_90: 0 bytes stack frame, 8 bytes spill stores"),
         (log(list(KERNELS), ARCHITECTURES, CLEAN.replace("0 bytes stack", "8 bytes stack")), "8 bytes stack"),
         (log(list(KERNELS), ARCHITECTURES, ""), "no word of its frame"),
+        (log(list(KERNELS), ARCHITECTURES).replace("Used 24", "Used 256"), "more than 255 registers: sm_80"),
     ],
 )  # fmt: skip
 def test_a_log_with_a_fault_fails(tmp_path: Path, text: str, fault: str) -> None:

@@ -16,7 +16,7 @@ from sparse24.ops.cuda.weights import Canonical
 
 from .precision import close
 
-A100, H100 = GPU(80, 108, 801), GPU(90, 132, 801)
+A100, H100, GB10 = GPU(80, 108, 801), GPU(90, 132, 801), GPU(121, 48, 801)
 
 
 def test_decoding_runs_dense(emulator: Emulator, stream: EmulatedStream) -> None:
@@ -30,10 +30,10 @@ def test_decoding_runs_dense(emulator: Emulator, stream: EmulatedStream) -> None
 @pytest.mark.parametrize(
     ("on", "m", "n", "k", "reason"),
     [
-        (A100, 4096, 255, 4096, "255 tokens are fewer than 256"),
-        (A100, 4096, 256, 4096, ""),
-        (A100, 256, 4096, 4096, "a side of 256 is below 512"),
-        (H100, 4096, 1023, 4096, "1023 tokens are fewer than 1024"),
+        (GB10, 16384, 4096, 16384, "published times on sm_121 expect 0."),
+        (GB10, 3584, 4096, 3584, ""),
+        (A100, 4096, 4096, 4096, ""),
+        (H100, 4096, 1023, 4096, "no figures of float16 on sm_90, and 1023 tokens are fewer than 1024"),
         (H100, 4096, 1024, 4096, ""),
         (H100, 4096, 4096, 768, "a side of 768 is below 1024"),
     ],

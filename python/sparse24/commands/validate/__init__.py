@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...report import format_table
+from .page import page
 
 Progress = Callable[[str], None]
 
@@ -32,7 +33,7 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("doctor", "versions, driver, devices, and the CPU's self-test", 60),
-    Part("kernels", "the CUDA kernels against torch, bit for bit", 60),
+    Part("kernels", "the CUDA kernels against torch, bit for bit, and few tokens against float64", 60),
     Part("products", "every dtype, layout and epilogue against float64", 90),
     Part("contract", "what the documents of cuSPARSELt leave open", 60),
     Part("execution", "CUDA graphs, threads, streams, torch.compile and torch.export", 90),
@@ -42,8 +43,16 @@ PARTS = (
 )
 
 
-def run(out: Path, names: Sequence[str] = (), progress: Progress = print) -> int:
-    """Run the parts (default: all), write ``out`` after each, and say how they went.
+#: What ``quick`` leaves of each part's seconds: two minutes in all.
+QUICK = 0.2
+
+
+def run(out: Path, names: Sequence[str] = (), progress: Progress = print, *, quick: bool = False) -> int:
+    """Run the parts (default: all), write ``out`` after each and a page beside it, and say how they went.
+
+    Args:
+        out: the report, JSON; the page has its name and ends in .html.
+        quick: fewer shapes, networks and algorithms, in two minutes at most.
 
     Returns:
         0 where every part passed, else 1.
@@ -57,22 +66,26 @@ def run(out: Path, names: Sequence[str] = (), progress: Progress = print) -> int
         raise ValueError(f"there is no part {unknown[0]!r}; the parts are {', '.join(known)}")
     report: dict[str, Any] = {"format": 1, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "parts": {}}
     out.parent.mkdir(parents=True, exist_ok=True)
-    for part in [known[name] for name in names] or PARTS:
+    for each in [known[name] for name in names] or PARTS:
+        part = each
+        if quick:
+            part = part._replace(seconds=max(int(QUICK * part.seconds), 1))
         progress(f"{part.name}: {part.what} (at most {part.seconds} s)")
-        found = report["parts"][part.name] = _run_apart(part)
+        found = report["parts"][part.name] = _run_apart(part, quick)
         report["passed"] = all(each["status"] == "passed" for each in report["parts"].values())
         _write(out, report)
         progress(f"  {found['status']} in {found['seconds']:.0f} s{_summary(found)}")
-    progress(f"\n{table(report)}\n{out}")
+    progress(f"\n{table(report)}\n{out}\n{out.with_suffix('.html')}")
     return 0 if report["passed"] else 1
 
 
-def _run_apart(part: Part) -> dict[str, Any]:
+def _run_apart(part: Part, quick: bool) -> dict[str, Any]:
     """A part in a process of its own: what it found, or how it ended."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", f"{__package__}.part", part.name, str(answer)]
+        command += ["--quick"] if quick else []
         status, log = _finish(command, part.seconds)
         found: dict[str, Any] = {}
         if answer.exists():
@@ -100,6 +113,7 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     draft = out.with_name(out.name + ".part")
     draft.write_text(json.dumps(report, indent=1), encoding="utf-8")
     os.replace(draft, out)
+    out.with_suffix(".html").write_text(page(report), encoding="utf-8")
 
 
 def _summary(found: dict[str, Any]) -> str:

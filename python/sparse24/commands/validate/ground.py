@@ -33,11 +33,13 @@ class Ground:
     """The device that is validated. Raises ``Error`` where there is none that can use cuSPARSELt.
 
     Args:
+        quick: fewer shapes, networks and algorithms.
         out: where findings are written as they come, so that a part that is killed leaves those it made.
     """
 
-    def __init__(self, out: Path | None = None) -> None:
+    def __init__(self, out: Path | None = None, quick: bool = False) -> None:
         self._out = out
+        self.quick = quick
         self.emulated = not torch.cuda.is_available()
         self.device = torch.device("cpu" if self.emulated else "cuda")
         problem = cusparselt.why_unavailable(0)

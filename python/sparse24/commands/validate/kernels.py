@@ -8,8 +8,9 @@ from torch import Tensor
 from ... import ops
 from ...ops import mask
 from ...ops.cuda import device_kernels
+from ..doctor import relative_error
 from .ground import Ground
-from .products import name_of
+from .products import TOLERANCE, name_of
 
 SHAPES = ((1, 4), (3, 20), (64, 64), (257, 1028), (1024, 4096))
 IMAGES = ((2, 16, 9, 8), (2, 64, 28, 28), (1, 20, 7, 5))  # N, C, H, W
@@ -29,12 +30,35 @@ def run(ground: Ground) -> None:
                 _masks(ground, dtype, rows, cols)
         with ground.attempt(name_of("quantize", dtype)):
             _quantize(ground, dtype)
+        for weight_dtype in (dtype, torch.int8):
+            with ground.attempt(name_of("few tokens", dtype, weight_dtype)):
+                _few_tokens(ground, dtype, weight_dtype)
     for dtype in (torch.float32, torch.float16, torch.int8, torch.float8_e4m3fn):
         with ground.attempt(name_of("format", dtype)):
             _format(ground, dtype)
         for image in IMAGES:
             with ground.attempt(name_of("im2col", dtype, image)):
                 _im2col(ground, dtype, image)
+
+
+def _few_tokens(ground: Ground, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    """Every count of tokens, whole and ragged sizes: against float64 on the same numbers."""
+    for m, k in ((64, 64), (1000, 520), (37, 93), (4096, 4096)):
+        weight = ground.tensor(m, k, dtype=torch.float32)
+        torch.ops.sparse24.prune_(weight, 2, 4, 1)
+        weight = (weight * 16 if dtype is torch.int8 else weight).to(dtype)
+        values, indices = torch.ops.sparse24.compress(weight)
+        scale = ground.tensor(m, dtype=torch.float32, seed=3).abs() / 16 if dtype is torch.int8 else None
+        bias, worst = ground.tensor(m, dtype=x_dtype, seed=4), 0.0
+        for n in (1, 2, 5, 8, 11, 16):
+            x = ground.tensor(n, k, dtype=x_dtype, seed=n)
+            found = device_kernels.few_tokens(x, values, indices, scale, bias, "relu", ground.stream.handle)
+            product = x.double() @ weight.double().t()
+            product = product if scale is None else product * scale.double()
+            worst = max(worst, relative_error(found, (product + bias.double()).relu()))
+        name = name_of("few tokens", x_dtype, dtype, m, "x", k)
+        limit = 1e-5 if x_dtype is torch.float32 else TOLERANCE[x_dtype]
+        ground.check(name, worst <= limit, error=worst)
 
 
 def _special(ground: Ground, rows: int, cols: int, dtype: torch.dtype) -> Tensor:

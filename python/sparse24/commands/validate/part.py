@@ -1,4 +1,4 @@
-"""One part of the validation, in a process of its own: ``python -m`` this module, with NAME and OUT."""
+"""One part of the validation, in a process of its own: ``python -m`` this module, with NAME OUT [--quick]."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def _doctor() -> dict[str, Any]:
     }
 
 
-def _on_ground(name: str, out: Path) -> dict[str, Any]:
-    ground = Ground(out)
+def _on_ground(name: str, out: Path, quick: bool) -> dict[str, Any]:
+    ground = Ground(out, quick)
     found: dict[str, Any] = importlib.import_module(f".{name}", __package__).run(ground) or {}
     return {**ground.answer(), **found}
 
 
-def main(name: str, out: Path) -> int:
+def main(name: str, out: Path, quick: bool = False) -> int:
     """Write what the part found, or the traceback of what it could not stand."""
     try:
-        found = _doctor() if name == "doctor" else _on_ground(name, out)
+        found = _doctor() if name == "doctor" else _on_ground(name, out, quick)
     except Exception:  # noqa: BLE001  the report is where it goes
         found = {"status": "error", "log": traceback.format_exc()}
     out.write_text(json.dumps(found), encoding="utf-8")
@@ -43,4 +43,4 @@ def main(name: str, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), "--quick" in sys.argv[3:]))

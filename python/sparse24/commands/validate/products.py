@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,6 +119,19 @@ def _layouts(ground: Ground, dtype: torch.dtype) -> None:
             ground.check(name, error <= TOLERANCE[dtype], error=error)
 
 
+@contextlib.contextmanager
+def _patches_run_sparse() -> Iterator[None]:
+    """Within it, convolutions of every window do, as after tuning."""
+    route.PATCHES_GAIN = True
+    route.forget()
+    try:
+        yield
+    finally:
+        route.PATCHES_GAIN = False
+        route.forget()
+
+
+@_patches_run_sparse()
 def _conv2d(ground: Ground, dtype: torch.dtype) -> None:
     size = 7 if ground.emulated else 28
     for channels, out_channels, kernel, stride, padding, groups in WINDOWS:

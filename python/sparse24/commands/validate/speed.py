@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.cuda import route
+from ...ops.cuda import device_kernels, route
 from ...ops.cuda.cusparselt import Algorithm
 from ...ops.cuda.launch import forget_plans
 from ..doctor import relative_error
@@ -24,14 +24,16 @@ TALK = ((1024, 8192, 1024), (1024, 16384, 1024), (4096, 8192, 1024), (4096, 1638
 LANGUAGE_MODELS = tuple(
     (m, n, k) for m, k in ((11008, 4096), (8192, 8192)) for n in (1, 16, 64, 512, 2048, 8192)
 )
-SMALL = ((288, 64, 64),)
+QUICK = (TALK[0], TALK[-1], (8192, 1, 8192), (8192, 16, 8192), (8192, 2048, 8192))
+SMALL = ((288, 64, 64), (288, 4, 64))
 ROUNDS = 9
 
 
 def run(ground: Ground) -> None:
     """Time them all; a check fails only where results are wrong: speed is reported, not judged."""
     for dtype in (torch.float16, torch.bfloat16):
-        for m, n, k in SMALL if ground.emulated else TALK + LANGUAGE_MODELS:
+        shapes = QUICK if ground.quick else TALK + LANGUAGE_MODELS
+        for m, n, k in SMALL if ground.emulated else shapes:
             with ground.attempt(name_of(dtype, (m, n, k))):
                 _one(ground, route.Call(dtype, dtype, m, n, k))
 
@@ -49,6 +51,10 @@ def _one(ground: Ground, call: route.Call) -> None:
         "dense": lambda: F.linear(x, weight),
         "sparse": lambda: operator(x, values, indices, None, "none"),
     }
+    if ground.gpu.kernels and device_kernels.takes_few(call.n, call.dtype, call.dtype):
+        rivals["few tokens"] = lambda: device_kernels.few_tokens(
+            x, values, indices, None, None, "none", ground.stream.handle
+        )
     facts: dict[str, object] = {}
     if not ground.emulated:
         try:
@@ -61,7 +67,8 @@ def _one(ground: Ground, call: route.Call) -> None:
     error = relative_error(rivals["sparse"](), rivals["dense"]())
     times = _medians(ground, rivals)
     facts |= {f"{name} us": time for name, time in times.items()}
-    facts["x dense"] = times["dense"] / times["sparse"]
+    best = min(time for name, time in times.items() if name in ("sparse", "few tokens"))
+    facts["x dense"] = times["dense"] / best
     ground.check(name_of(call.dtype, (call.m, call.n, call.k)), error <= 2 * TOLERANCE[call.dtype], **facts)
 
 

@@ -1,9 +1,9 @@
 """Which way a product on a GPU goes: through cuSPARSELt, or dense, and why.
 
 Rules come first (what the library cannot run), then figures: those measured by ``sparse24.tune`` for this
-GPU and library, else :data:`DECODE_TOKENS` and :data:`FEW_TOKENS`. A dense product needs the weight expanded
-at every call, unless a dense copy is kept; expanding costs more than a slow sparse product does, so without a
-copy only decoding goes dense.
+GPU and library, else those that others published (``published``), else :data:`FEW_TOKENS`. A dense product
+needs the weight expanded at every call, unless a dense copy is kept; expanding costs more than a slow sparse
+product does, so without a copy only decoding goes dense.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 
 from ... import _C
 from ..registry import ACTIVATION_CODES, round_up
-from . import device_kernels
+from . import device_kernels, published
 from .cusparselt import CODES, GPU, Algorithm, Product, multiples
 
 #: Fewer tokens than this run dense even where the weight has to be expanded for the call. One token was
 #: measured nine times slower than dense (pytorch#111339, A100); this is the smallest legal count in 16 bits.
 DECODE_TOKENS = 8
-#: Fewer tokens than this run dense where a dense copy is kept: published figures are losses up to 512 tokens
-#: (0.59x at 64, 0.68x at 512) and gains from 1280 on (1.35x, ao#1460); Ampere gains earlier (pytorch#90119).
+#: Fewer tokens than this run dense where a dense copy is kept and ``published`` has no figures: others saw
+#: losses up to 512 tokens (0.59x at 64, 0.68x at 512) and gains from 1280 on (1.35x, ao#1460); Ampere gains
+#: earlier (pytorch#90119).
 FEW_TOKENS = {80: 256, 86: 256}
 FEW_TOKENS_ELSEWHERE = 1024
 #: Weights with a side below this gain nothing either (pytorch#90119: 768 still gains on Ampere).
@@ -208,13 +209,21 @@ def _why_losing(call: Call, gpu: GPU, dense_kept: bool) -> str:
 
 
 def _why_losing_to_a_copy(call: Call, gpu: GPU) -> str:
+    gain = published.gain(gpu.sm, call.dtype, call.n, call.m, call.k)
+    if gain is not None:
+        return "" if gain >= 1 else f"published times on sm_{gpu.sm} expect {gain:.2f} of the dense speed"
     few = FEW_TOKENS.get(gpu.sm, FEW_TOKENS_ELSEWHERE)
     if call.n < few:
-        return f"{call.n} tokens are fewer than {few}, from where on sm_{gpu.sm} was seen to gain"
+        return f"{_no_figures(call, gpu)}, and {call.n} tokens are fewer than {few}, where others lost"
     side = SMALL_SIDE.get(gpu.sm, SMALL_SIDE_ELSEWHERE)
     if min(call.m, call.k) < side:
-        return f"a side of {min(call.m, call.k)} is below {side}, from where on sm_{gpu.sm} was seen to gain"
+        smaller = min(call.m, call.k)
+        return f"{_no_figures(call, gpu)}, and a side of {smaller} is below {side}, where others lost"
     return ""
+
+
+def _no_figures(call: Call, gpu: GPU) -> str:
+    return f"no figures of {call.dtype} on sm_{gpu.sm}".replace("torch.", "")
 
 
 def legal_sizes(call: Call) -> tuple[int, int, int]:
@@ -267,6 +276,14 @@ def choose(call: Call, gpu: GPU, dense_kept: bool) -> Route:
         counts = launched_tokens(call, m, k, n_multiple)
         how = f"the last {n_multiple} in a second launch" if counts[1:] else f"padded to {counts[0]}, a copy"
         notes.append(f"{call.n} tokens are no multiple of {n_multiple}: {how}")
+    untuned = measured_key(call, gpu) not in measured and call.dtype.itemsize > 1
+    if (
+        not reason
+        and dense_kept
+        and untuned
+        and not published.WEIGHTS.get(published.name(gpu.sm, call.dtype))
+    ):
+        notes.append(f"{_no_figures(call, gpu)}: sparse24.tune(model) takes some")
     notes += [_note_of(key) for key in refused if key[:5] == _weight_key(call, gpu)]
     epilogue = "none" if fused == call.activation else call.activation
     return Route(not reason, reason, m, k, n_multiple, epilogue, algorithm, tuple(notes), bool(why_few))
