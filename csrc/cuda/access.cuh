@@ -67,6 +67,13 @@ SPARSE24_BODY void load(const T* from, std::int64_t live, T (&to)[kCount]) {
   if (kAccess == Access::kVector && live >= kCount) {
     for (int i = 0; i < kCount; i += kStep) {
       note_access(from + i, kStep * sizeof(T));
+#if defined(__CUDA_ARCH__)
+      if constexpr (kStep * sizeof(T) == kAccessBytes) {  // as one number: a copy may be cut into what is used of it
+        const uint4 whole = *static_cast<const uint4*>(aligned<kAccessBytes>(from + i));
+        std::memcpy(to + i, &whole, kAccessBytes);
+        continue;
+      }
+#endif
       std::memcpy(to + i, aligned<kStep * sizeof(T)>(from + i), kStep * sizeof(T));
     }
   } else {

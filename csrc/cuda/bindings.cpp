@@ -112,6 +112,22 @@ PYBIND11_MODULE(_CUDA, m) {
       },
       py::arg("x"), py::arg("matrix"), py::arg("element_size"), py::arg("image"), py::arg("channel_slice"),
       py::arg("window"), py::arg("k_padded"), py::arg("ld"), py::arg("token_range"), py::arg("stream"));
+  m.def(
+      "epilogue",
+      [](Address product, int dtype, std::int64_t n, std::int64_t columns, Address token_scale, Address row_scale,
+         Address bias, int activation, Address out, int out_dtype, Address stream) {
+        const cuda::Epilogue args{at<void>(product),
+                                  n,
+                                  columns,
+                                  at<float>(token_scale),
+                                  at<float>(row_scale),
+                                  at<float>(bias),
+                                  static_cast<Activation>(activation),
+                                  at<void>(out)};
+        cuda::epilogue(args, dtype_of(dtype), dtype_of(out_dtype), at<void>(stream));
+      },
+      py::arg("product"), py::arg("dtype"), py::arg("n"), py::arg("m"), py::arg("token_scale"), py::arg("row_scale"),
+      py::arg("bias"), py::arg("activation"), py::arg("out"), py::arg("out_dtype"), py::arg("stream"), free_gil);
   m.attr("FEW_TOKENS") = cuda::kFewTokens;
   m.def(
       "few_tokens",

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-KERNELS = ("mask24", "transposable", "compress", "expand", "im2col", "quantize", "few_tokens")
+KERNELS = ("mask24", "transposable", "compress", "expand", "im2col", "quantize", "few_tokens", "epilogue")
 #: Most registers of a thread: a block of 256 has 65,536.
 REGISTERS = {"few_tokens": 255}
 CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"

@@ -1,8 +1,9 @@
-// Indexing and launches of the kernels whose bodies are in the .cuh files, but few_tokens.cu: its many kernels take
-// nvcc minutes on six architectures, beside these.
+// Indexing and launches of the kernels whose bodies are in the .cuh files (a little over 300 lines: one launch a
+// kernel), but few_tokens.cu: its many kernels take nvcc minutes on six architectures, beside these.
 
 #include <algorithm>
 
+#include "epilogue.cuh"
 #include "format.cuh"
 #include "im2col.cuh"
 #include "kernels.h"
@@ -82,6 +83,12 @@ __global__ void compress_kernel(Compress a, std::int64_t rows, std::int64_t item
 template <typename Bits, Access kAccess>
 __global__ void expand_kernel(Expand a, std::int64_t rows, std::int64_t items) {
   for_each_item(rows, items, [&](std::int64_t row, std::int64_t item) { expand_item<Bits, kAccess>(a, row, item); });
+}
+
+template <typename In, typename Out, Access kAccess>
+__global__ void epilogue_kernel(Epilogue a, std::int64_t rows, std::int64_t items) {
+  for_each_item(rows, items,
+                [&](std::int64_t row, std::int64_t item) { epilogue_item<In, Out, kAccess>(a, row, item); });
 }
 
 template <typename Bits, int kCount, Access kAccess>
@@ -270,6 +277,30 @@ void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t
              {dim3(static_cast<unsigned>(blocks)), dim3(across, down)}, stream, a);
     });
   });
+}
+
+void epilogue(const Epilogue& a, DType product, DType out, void* stream) {
+  const auto as = [&]<typename In, typename Out>() {
+    const std::int64_t in_bytes = a.m * 4, out_bytes = a.m * static_cast<std::int64_t>(sizeof(typename Out::Bits));
+    const bool whole = out_bytes % (kEpilogueCount * static_cast<std::int64_t>(sizeof(typename Out::Bits))) == 0;
+    with_access(whole ? access_for({a.product, a.out}, {in_bytes}) : Access::kElements, [&]<Access kAccess>() {
+      launch_items("epilogue", epilogue_kernel<In, Out, kAccess>, a, a.n, items_of(a.m, kEpilogueCount), stream);
+    });
+  };
+  const auto from = [&]<typename In>() {
+    switch (out) {
+      case DType::kFloat32: return as.template operator()<In, Float32>();
+      case DType::kFloat16: return as.template operator()<In, Float16>();
+      case DType::kBFloat16: return as.template operator()<In, BFloat16>();
+      case DType::kInt8: return as.template operator()<In, Int8>();
+      default: refuse_dtype("epilogue", "outputs of fp32, fp16, bf16 and int8");
+    }
+  };
+  switch (product) {
+    case DType::kInt32: return from.template operator()<Int32>();
+    case DType::kFloat32: return from.template operator()<Float32>();
+    default: refuse_dtype("epilogue", "products of int32 and fp32");
+  }
 }
 
 }  // namespace sparse24::cuda

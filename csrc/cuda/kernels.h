@@ -85,4 +85,17 @@ struct FewTokens {
 };
 void few_tokens(const FewTokens& args, DType x, DType weight, void* stream);
 
+// out [n, m] = activation(token_scale * row_scale * product + bias), contiguous; the product int32 or fp32, out fp32,
+// fp16, bf16 or int8 (to nearest even, saturated). In fp32, in that order, rounded once.
+struct Epilogue {
+  const void* product;
+  std::int64_t n, m;
+  const float* token_scale;  // [n], or null
+  const float* row_scale;    // [m], or null
+  const float* bias;         // [m], or null
+  Activation activation;
+  void* out;
+};
+void epilogue(const Epilogue& args, DType product, DType out, void* stream);
+
 }  // namespace sparse24::cuda

@@ -77,3 +77,16 @@ def few_tokens(
     y: int,
     stream: int,
 ) -> None: ...
+def epilogue(
+    product: int,
+    dtype: int,
+    n: int,
+    m: int,
+    token_scale: int,
+    row_scale: int,
+    bias: int,
+    activation: int,
+    out: int,
+    out_dtype: int,
+    stream: int,
+) -> None: ...

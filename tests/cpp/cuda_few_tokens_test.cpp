@@ -1,5 +1,6 @@
-// The kernel for few tokens on the CPU: csrc/cuda/few_tokens.cu itself against sums in double, in every type, with
-// every count of tokens, ragged and misaligned; and how its warps touch memory.
+// The kernel for few tokens on the CPU: csrc/cuda/few_tokens.cu itself against sums in double, in every type, with every
+// count of tokens, ragged and misaligned; how its warps touch memory; and the epilogue of 8-bit products. More than
+// 300 lines: both against one arithmetic in double.
 
 #include <cmath>
 
@@ -259,9 +260,86 @@ void test_splits() {
   expect(splits(512, 64) == 1, "fewer columns than lanes");
 }
 
+// ---- the epilogue of 8-bit products ----
+
+template <typename Out>
+void check_epilogue(DType product, DType out, int64_t n, int64_t m) {
+  std::vector<uint32_t> sums(static_cast<std::size_t>(n * m));
+  for (uint32_t& bits : sums) {
+    const int whole = static_cast<int>(rng() % 4001) - 2000;
+    bits = product == DType::kInt32 ? static_cast<uint32_t>(whole) : cuda::float_to_bits(static_cast<float>(whole) / 8);
+  }
+  const auto vector = [](int64_t count) {
+    std::vector<float> made;
+    for (int64_t i = 0; i < count; ++i) made.push_back(static_cast<float>(1 + rng() % 9) / 64);
+    return made;
+  };
+  Guarded<uint32_t> in(sums, pick({0, 0, 1}));
+  Guarded<float> tokens(vector(n), 0), rows(vector(m), 0), bias(vector(m), 0);
+  Guarded<Out> y(n * m, pick({0, 0, 1}));
+  const bool has_tokens = pick({0, 1}) != 0, has_rows = pick({0, 1}) != 0, has_bias = pick({0, 1}) != 0;
+  const auto activation = static_cast<Activation>(rng() % 4);
+  cuda::epilogue({in.data(), n, m, has_tokens ? tokens.data() : nullptr, has_rows ? rows.data() : nullptr,
+                  has_bias ? bias.data() : nullptr, activation, y.data()},
+                 product, out, nullptr);
+  bool ok = in.intact() && y.intact() && in.values() == sums;
+  const auto got = y.values();
+  for (int64_t i = 0; i < n * m; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    double want = product == DType::kInt32 ? static_cast<int32_t>(sums[at]) : double{cuda::bits_to_float(sums[at])};
+    if (has_tokens) want *= tokens.data()[i / m];
+    if (has_rows) want *= rows.data()[i % m];
+    want = activated(want + (has_bias ? double{bias.data()[i % m]} : 0), activation);
+    if (out == DType::kInt8) {
+      const double whole = std::clamp(std::nearbyint(want), -128.0, 127.0), value = static_cast<std::int8_t>(got[at]);
+      const bool near_tie = std::abs(std::abs(want - std::trunc(want)) - 0.5) < 1e-3;
+      ok = ok && std::abs(value - whole) <= (near_tie ? 1 : 0);
+    } else {
+      uint32_t bits = 0;
+      std::memcpy(&bits, &got[at], sizeof(Out));
+      ok = ok && std::abs(exact(bits, out) - want) <= std::abs(want) * tolerance(out) + (std::abs(want) + 1) * 2e-6;
+    }
+  }
+  expect(ok, message("epilogue ", name_of(product), " to ", name_of(out), " ", n, " x ", m, " activation ",
+                     static_cast<int>(activation)));
+}
+
+void test_epilogue() {
+  for (int round = 0; round < 40; ++round) {
+    const int64_t n = pick({1, 3, 40}), m = pick({1, 4, 7, 16, 30, 256});
+    for (const DType product : {DType::kInt32, DType::kFloat32}) {
+      check_epilogue<uint32_t>(product, DType::kFloat32, n, m);
+      check_epilogue<uint16_t>(product, DType::kFloat16, n, m);
+      check_epilogue<uint16_t>(product, DType::kBFloat16, n, m);
+      check_epilogue<uint8_t>(product, DType::kInt8, n, m);
+    }
+  }
+  const std::vector<float> ties = {0.5f, 1.5f, -2.5f, 126.5f, 300, -300, NAN, -0.25f};
+  alignas(16) std::int8_t out[8];
+  cuda::epilogue({ties.data(), 1, 8, nullptr, nullptr, nullptr, Activation::kNone, out}, DType::kFloat32, DType::kInt8,
+                 nullptr);
+  const std::int8_t want[8] = {0, 2, -2, 126, 127, -128, 0, 0};
+  expect(std::equal(out, out + 8, want), "int8: to nearest even, saturated, NaN is 0");
+  expect(refused<InvalidArgument>(
+             [&] {
+               cuda::epilogue({ties.data(), 1, 8, nullptr, nullptr, nullptr, Activation::kNone, out}, DType::kFloat16,
+                              DType::kInt8, nullptr);
+             },
+             "products of int32 and fp32"),
+         "a product of fp16");
+  expect(refused<InvalidArgument>(
+             [&] {
+               cuda::epilogue({ties.data(), 1, 8, nullptr, nullptr, nullptr, Activation::kNone, out}, DType::kFloat32,
+                              DType::kInt32, nullptr);
+             },
+             "outputs of fp32, fp16, bf16 and int8"),
+         "an output of int32");
+}
+
 }  // namespace
 
 void test_few_tokens() {
+  test_epilogue();
   test_rounding();
   test_refusals();
   test_splits();

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from emulated import BF16, FLOAT, HALF, EmulatedStream, Emulator, compressed, eight_bit
 from reference import relative_error
 from sparse24 import masks, ops
 from sparse24.ops import scaled
-from sparse24.ops.cuda import cusparselt, launch, route
+from sparse24.ops.cuda import cusparselt, device_kernels, launch, route
 from sparse24.ops.cuda import scaled as cuda_scaled
 from sparse24.ops.cuda.products import Window
 from sparse24.ops.cuda.route import Call
@@ -87,3 +90,105 @@ def test_fp8_needs_a_gpu_that_has_it(emulator: Emulator, stream: EmulatedStream)
     assert emulator.launches() == 0
     chosen = route.choose(Call(FP8[0], HALF, 32, 16, 64), cusparselt.gpu(0), False)
     assert "needs an sm_89 GPU" in chosen.reason
+
+
+@pytest.mark.parametrize("k", [64, 1024, 1025, 4096])
+def test_dense_products_of_int8_are_exact(k: int) -> None:
+    """Without float64: the largest sums that there are, in parts that a float32 holds."""
+    x = torch.full((3, k), 127, dtype=torch.int8)
+    x[1] = -128
+    weight = torch.full((8, k), 127, dtype=torch.int8)
+    weight[::2] = -127
+    sums = cuda_scaled._dense_product(x, weight)
+    assert sums.dtype is torch.int32
+    assert torch.equal(sums.double(), x.double() @ weight.double().t())
+    assert cuda_scaled._dense_product(x.view(3, 1, k), weight).shape == (3, 1, 8)
+
+
+@pytest.mark.parametrize("dtype", FP8)
+def test_dense_products_of_float8_are_float32(dtype: torch.dtype) -> None:
+    x, weight = eight_bit(5, 96, dtype=dtype), eight_bit(8, 96, dtype=dtype, seed=1)
+    found = cuda_scaled._dense_product(x, weight)
+    assert found.dtype is FLOAT
+    assert relative_error(found, x.double() @ weight.double().t()) <= 1e-6
+
+
+class _Epilogue:
+    """``_CUDA.epilogue`` on CPU memory, by torch: what is called, with what."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(  # noqa: PLR0917  as the kernel's function
+        self, product: Tensor, token_scale: Tensor | None, scale: Tensor | None, bias: Tensor | None,
+        activation: str, out_dtype: torch.dtype, stream: int,
+    ) -> Tensor:  # fmt: skip
+        self.calls += 1
+        assert product.dim() == 2
+        value = product.float() if token_scale is None else product * token_scale.unsqueeze(1)
+        return scaled.finish(value, scale, bias, activation, out_dtype)
+
+
+def test_one_kernel_does_what_follows_a_product(
+    emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.set_sm(90)
+    launch.forget()
+    one = _Epilogue()
+    monkeypatch.setattr(device_kernels, "usable", lambda tensor: True)
+    monkeypatch.setattr(device_kernels, "epilogue", one)
+    monkeypatch.setattr(device_kernels, "expand", _expanded)
+    x, weight = eight_bit(40, 64, dtype=FP8[0]), eight_bit(32, 64, dtype=FP8[0], sparse=True, seed=1)
+    scale, bias = torch.rand(32) + 0.5, torch.randn(32)
+    operands = (x, *compressed(weight), scale, bias, BF16, "gelu")
+    output = cuda_scaled.scaled_linear(*operands, stream)
+    assert relative_error(output, scaled.scaled_linear_torch(*operands)) <= 1e-2
+    assert one.calls == 1
+    # int8 by int8, a scale a token: scales of tokens and rows, bias, activation and the cast in one.
+    floats = torch.randn(40, 64)
+    eight = compressed(eight_bit(32, 64, dtype=torch.int8, sparse=True, seed=2))
+    given = (floats, *eight, scale, torch.zeros(()), bias, "relu")
+    found = cuda_scaled.int8_linear(*given, stream)
+    assert relative_error(found, torch.ops.sparse24.int8_linear(*given)) <= 1e-5
+    assert one.calls == 2
+
+
+def _expanded(values: Tensor, indices: Tensor, rows: int, cols: int, stream: int) -> Tensor:
+    dense = torch.zeros(rows, cols, dtype=values.dtype)
+    found = torch.ops.sparse24.decompress(values, indices)
+    dense.view(torch.uint8)[: found.shape[0], : found.shape[1]] = found.view(torch.uint8)
+    return dense
+
+
+@pytest.mark.parametrize("input_scale", [0.0, 0.05])
+def test_int8_layers_multiply_sparse(input_scale: float, emulator: Emulator, stream: EmulatedStream) -> None:
+    floats, scale = torch.randn(48, 64), torch.rand(32) + 0.5
+    eight = compressed(eight_bit(32, 64, dtype=torch.int8, sparse=True, seed=2))
+    given = (floats, *eight, scale, torch.tensor(input_scale), None, "gelu")
+    found = cuda_scaled.int8_linear(*given, stream)
+    assert relative_error(found, torch.ops.sparse24.int8_linear(*given)) <= 1e-5
+    assert emulator.launches() == 1
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int8, *FP8], ids=str)
+@pytest.mark.parametrize("shape", [(20, 24, (3, 2), (2, 1), (1, 0), 2), (16, 24, (1, 1), (1, 1), (0, 0), 1)])
+def test_dense_convolutions_of_8_bits(
+    shape: tuple[Any, ...], dtype: torch.dtype, channels_last: bool, emulator: Emulator
+) -> None:
+    """Where there is no sparse product: by patches, without float64."""
+    emulator.set_driver(0)
+    channels, out_channels, kernel, stride, padding, groups = shape
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = eight_bit(2, channels, 7, 6, dtype=dtype).contiguous(memory_format=layout)
+    weight = eight_bit(out_channels, channels // groups, *kernel, dtype=FLOAT, seed=5)
+    masks.prune_(weight)
+    operands = compressed(ops.conv_weight_to_matrix(weight.to(dtype)))
+    window = Window(kernel, stride, padding, (1, 1), groups)
+    scale, bias = torch.rand(out_channels) + 0.5, torch.randn(out_channels)
+    found = cuda_scaled.scaled_conv2d(x, *operands, scale, bias, HALF, window, "relu", EmulatedStream())
+    expected = scaled.scaled_conv2d_torch(x, *operands, scale, bias, HALF, *window, "relu")
+    assert relative_error(found, expected) <= 1e-3
+    assert found.is_contiguous(memory_format=layout)
+    emulator.reset()
+    emulator.set_deferred(0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import ops
 from ...ops import mask
 from ...ops.cuda import device_kernels
+from ...ops.scaled import finish
 from ..doctor import relative_error
 from .ground import Ground
 from .products import TOLERANCE, name_of
@@ -33,6 +34,10 @@ def run(ground: Ground) -> None:
         for weight_dtype in (dtype, torch.int8):
             with ground.attempt(name_of("few tokens", dtype, weight_dtype)):
                 _few_tokens(ground, dtype, weight_dtype)
+    for dtype in (torch.int32, torch.float32):
+        for out_dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int8):
+            with ground.attempt(name_of("epilogue", dtype, out_dtype)):
+                _epilogue(ground, dtype, out_dtype)
     for dtype in (torch.float32, torch.float16, torch.int8, torch.float8_e4m3fn):
         with ground.attempt(name_of("format", dtype)):
             _format(ground, dtype)
@@ -59,6 +64,21 @@ def _few_tokens(ground: Ground, x_dtype: torch.dtype, dtype: torch.dtype) -> Non
         name = name_of("few tokens", x_dtype, dtype, m, "x", k)
         limit = 1e-5 if x_dtype is torch.float32 else TOLERANCE[x_dtype]
         ground.check(name, worst <= limit, error=worst)
+
+
+def _epilogue(ground: Ground, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    """Scales, bias, activation and cast in one pass, against the same in torch."""
+    for n, m in ((3, 7), (129, 256)):
+        product = (ground.tensor(n, m, dtype=torch.float32) * 100).to(dtype)
+        tokens, rows, bias = (
+            ground.tensor(size, dtype=torch.float32, seed=seed) for size, seed in ((n, 1), (m, 2), (m, 3))
+        )
+        found = device_kernels.epilogue(product, tokens, rows, bias, "gelu", out_dtype, ground.stream.handle)
+        expected = finish(product.double() * tokens.unsqueeze(1), rows, bias, "gelu", out_dtype)
+        error = float((found.double() - expected.double()).abs().max())
+        limit = 1.0 if out_dtype is torch.int8 else 2e-2 * max(float(expected.abs().max()), 1.0)
+        name = name_of("epilogue", dtype, out_dtype, n, "x", m)
+        ground.check(name, error <= limit, error=error)
 
 
 def _special(ground: Ground, rows: int, cols: int, dtype: torch.dtype) -> Tensor:

@@ -186,6 +186,31 @@ def few_tokens(
     return y
 
 
+def epilogue(
+    product: Tensor, token_scale: Tensor | None, row_scale: Tensor | None, bias: Tensor | None,
+    activation: str, out_dtype: torch.dtype, stream: int,
+) -> Tensor:  # fmt: skip
+    """activation(token_scale * row_scale * product + bias) in one pass. Only where the kernels are
+    :func:`usable`.
+
+    Args:
+        product: [n, m], int32 or float32.
+        token_scale, row_scale, bias: float32 [n], [m] and [m], or None.
+        out_dtype: float32, float16, bfloat16, or int8: to nearest even, saturated.
+    """
+    product = product.contiguous()
+    n, m = product.shape
+    vectors = [None if each is None else each.contiguous() for each in (token_scale, row_scale, bias)]
+    tokens, rows, biases = (0 if each is None else each.data_ptr() for each in vectors)
+    out = torch.empty(n, m, dtype=out_dtype, device=product.device)
+    code = 6 if product.dtype is torch.int32 else DTYPES[product.dtype]
+    _CUDA.epilogue(
+        product.data_ptr(), code, n, m, tokens, rows, biases, ACTIVATION_CODES[activation], out.data_ptr(),
+        DTYPES[out_dtype], stream,
+    )  # fmt: skip
+    return out
+
+
 def mask24(weight: Tensor, stream: int) -> Tensor:
     """2:4 magnitude mask, bool, of a contiguous CUDA weight [rows, cols] along its columns."""
     mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)

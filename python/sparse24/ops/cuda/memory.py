@@ -45,8 +45,11 @@ def scratch(bytes: int, device: torch.device) -> Tensor:
 
 
 def copy_of(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of ``tensor`` on ``device`` that may be kept, made on the current stream."""
-    return empty(tensor.shape, dtype or tensor.dtype, device).copy_(tensor)
+    """A copy of ``tensor`` on ``device`` that may be kept, made on the current stream, which may use it."""
+    made = empty(tensor.shape, dtype or tensor.dtype, device).copy_(tensor)
+    if made.is_cuda:
+        made.record_stream(torch.cuda.current_stream(device))  # freed, it waits for what is queued there
+    return made
 
 
 def _apart(make: Callable[[], Tensor]) -> Tensor:

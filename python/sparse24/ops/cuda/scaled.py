@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..conv2d import conv_out_size
-from ..int8 import check_int8_linear, int8_linear_torch
+from ..conv2d import conv_out_size, is_channels_last
+from ..int8 import check_int8_linear, int8_linear_torch, quantize_input
+from ..registry import round_up
 from ..scaled import (
     check_scaled_conv2d,
     check_scaled_linear,
@@ -19,7 +21,7 @@ from ..scaled import (
 from . import device_kernels, route
 from .cusparselt import GPU, Stream, why_unavailable
 from .launch import Epilogue, call_of, ready
-from .patches import Window
+from .patches import Window, rows_of
 from .products import conv2d_call, conv2d_route, conv2d_sparse, linear_sparse
 from .ways import route_of
 from .weights import Canonical
@@ -52,6 +54,72 @@ def _split(call: route.Call, scale: Tensor | None, bias: Tensor | None, on: GPU)
     return _Split(Epilogue(), torch.float32, scale, bias, activation)
 
 
+def _finish(
+    product: Tensor, token_scale: Tensor | None, scale: Tensor | None, bias: Tensor | None, activation: str,
+    out_dtype: torch.dtype, stream: Stream,
+) -> Tensor:  # fmt: skip
+    """What follows a product [..., m], in one pass where our kernels run; ``token_scale`` [tokens]."""
+    nothing = token_scale is None and scale is None and bias is None and activation == "none"
+    if nothing and product.dtype is out_dtype:
+        return product
+    if device_kernels.usable(product) and out_dtype is not torch.int32:
+        rows = product.reshape(-1, product.shape[-1])
+        done = device_kernels.epilogue(rows, token_scale, scale, bias, activation, out_dtype, stream.handle)
+        return done.view(product.shape)
+    if token_scale is not None:
+        product = product * token_scale.view(*product.shape[:-1], 1)
+    return finish(product, scale, bias, activation, out_dtype)
+
+
+#: Columns whose int8 products a float32 sums exactly: 1024 * 127 * 127 < 2^24.
+_EXACT = 1024
+
+
+def _dense_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., k] W^T of 8-bit operands that cannot run sparse: int32 exactly for int8, else float32."""
+    if x.dtype is not torch.int8:
+        return F.linear(x.float(), weight.float())
+    rows, (m, k) = x.reshape(-1, x.shape[-1]), weight.shape
+    if x.is_cuda and rows.shape[0] > 16 and m % 8 == 0 and k % 8 == 0:  # what torch._int_mm takes
+        sums = torch._int_mm(rows.contiguous(), weight.t())
+    else:
+        parts = zip(rows.split(_EXACT, 1), weight.split(_EXACT, 1), strict=True)
+        sums = sum(F.linear(a.float(), b.float()).to(torch.int32) for a, b in parts)  # type: ignore[assignment]
+    return sums.view(*x.shape[:-1], m)
+
+
+def _dense_linear(
+    input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
+    out_dtype: torch.dtype, activation: str, stream: Stream,
+) -> Tensor:  # fmt: skip
+    m, columns = values.shape[0], 2 * values.shape[1]
+    weight = device_kernels.expand(values.contiguous(), indices.contiguous(), m, columns, stream.handle)[
+        :, : input.shape[-1]
+    ]
+    return _finish(_dense_product(input, weight), None, scale, bias, activation, out_dtype, stream)
+
+
+def _dense_conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, scale: Tensor | None, bias: Tensor | None,
+    out_dtype: torch.dtype, window: Window, activation: str, stream: Stream,
+) -> Tensor:  # fmt: skip
+    """By patches: torch has no convolution of such operands on a GPU."""
+    out_size = conv_out_size(input, window.kernel_size, window.stride, window.padding, window.dilation)
+    x, m = input.permute(0, 2, 3, 1).contiguous(), values.shape[0] // window.groups
+    columns = round_up(2 * values.shape[1], 16)
+    weight = device_kernels.expand(
+        values.contiguous(), indices.contiguous(), values.shape[0], columns, stream.handle
+    )
+    products = []
+    for group in range(window.groups):
+        rows = rows_of(x, group, window, ((0, out_size[0]), out_size), columns, stream)
+        products.append(_dense_product(rows, weight[group * m : (group + 1) * m]))
+    pixels = torch.cat(products, 1).view(x.shape[0], *out_size, values.shape[0])
+    output = _finish(pixels, None, scale, bias, activation, out_dtype, stream).permute(0, 3, 1, 2)
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return output.contiguous(memory_format=layout)
+
+
 def int8_linear(
     input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
     bias: Tensor | None, activation: str, stream: Stream,
@@ -60,7 +128,12 @@ def int8_linear(
     check_int8_linear(input, values, indices, weight_scale, input_scale, bias, activation)
     n, k = input.shape[:-1].numel(), input.shape[-1]
     few = input_scale is None and n * k > 0 and device_kernels.takes_few(n, input.dtype, values.dtype)
-    if not few or not device_kernels.built_for(input):
+    if input_scale is not None and n * k > 0:
+        quantized, scale = quantize_input(input, input_scale, [-1])
+        sums = scaled_linear(quantized, values, indices, None, None, torch.int32, "none", stream)
+        wide = None if bias is None else bias.float()
+        return _finish(sums, scale.flatten(), weight_scale, wide, activation, input.dtype, stream)
+    if not few or not device_kernels.usable(input):
         return int8_linear_torch(input, values, indices, weight_scale, input_scale, bias, activation)
     x = input.reshape(-1, k)
     y = device_kernels.few_tokens(x, values, indices, weight_scale, bias, activation, stream.handle)
@@ -73,17 +146,20 @@ def scaled_linear(
 ) -> Tensor:  # fmt: skip
     """``torch.ops.sparse24.scaled_linear`` on ``stream``, sparse wherever it is legal."""
     check_scaled_linear(input, values, indices, scale, bias, out_dtype, activation)
-    if why_unavailable(stream.device) or input.numel() == 0:
-        return scaled_linear_torch(input, values, indices, scale, bias, out_dtype, activation)
+    operands = (input, values, indices, scale, bias, out_dtype, activation)
+    if input.numel() == 0:
+        return scaled_linear_torch(*operands)
+    if why_unavailable(stream.device):
+        return _dense_linear(*operands, stream)
     on, sizes = ready(stream.device), (values.shape[0], input.shape[:-1].numel(), input.shape[-1])
     parts = _split(call_of(input, *sizes, out_dtype, Epilogue(bias, scale, activation)), scale, bias, on)
     call = call_of(input, *sizes, parts.product_dtype, parts.fused)
     weight = Canonical(values, indices)
     chosen = route_of(call, weight, on)
     if not chosen.sparse:
-        return scaled_linear_torch(input, values, indices, scale, bias, out_dtype, activation)
+        return _dense_linear(*operands, stream)
     product = linear_sparse(input, weight, parts.fused, parts.product_dtype, chosen, call, stream)
-    return finish(product, parts.scale, parts.bias, parts.activation, out_dtype)
+    return _finish(product, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
 
 
 def scaled_conv2d(
@@ -93,8 +169,11 @@ def scaled_conv2d(
     """``torch.ops.sparse24.scaled_conv2d`` on ``stream``, sparse wherever it is legal."""
     arguments = (input, values, indices, scale, bias, out_dtype, *window, activation)
     check_scaled_conv2d(*arguments)
-    if why_unavailable(stream.device) or input.numel() == 0:
+    if input.numel() == 0:
         return scaled_conv2d_torch(*arguments)
+    operands = (input, values, indices, scale, bias, out_dtype, window, activation)
+    if why_unavailable(stream.device):
+        return _dense_conv2d(*operands, stream)
     out_size = conv_out_size(input, window.kernel_size, window.stride, window.padding, window.dilation)
     on, epilogue = ready(stream.device), Epilogue(bias, scale, activation)
     whole = conv2d_call(input, values.shape[0], window, out_size, out_dtype, epilogue)
@@ -103,7 +182,9 @@ def scaled_conv2d(
     weight = Canonical(values, indices)
     chosen = conv2d_route(call, weight, window, on)
     if not chosen.sparse:
-        return scaled_conv2d_torch(*arguments)
+        return _dense_conv2d(*operands, stream)
     product = conv2d_sparse(input, weight, window, parts.fused, parts.product_dtype, chosen, call, stream)
-    rest = finish(product.permute(0, 2, 3, 1), parts.scale, parts.bias, parts.activation, out_dtype)
-    return rest.permute(0, 3, 1, 2)
+    pixels = product.permute(0, 2, 3, 1)
+    rest = _finish(pixels, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
+    layout = torch.channels_last if is_channels_last(product) else torch.contiguous_format
+    return rest.permute(0, 3, 1, 2).contiguous(memory_format=layout)
