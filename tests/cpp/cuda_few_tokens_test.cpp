@@ -1,6 +1,6 @@
-// The kernel for few tokens on the CPU: csrc/cuda/few_tokens.cu itself against sums in double, in every type, with every
-// count of tokens, ragged and misaligned; how its warps touch memory; and the epilogue of 8-bit products. More than
-// 300 lines: both against one arithmetic in double.
+// The kernel for few tokens on the CPU: csrc/cuda/few_tokens.cu itself against sums in double, in every type, with
+// every count of tokens, ragged and misaligned; how its warps touch memory; and the epilogue of 8-bit products. More
+// than 300 lines: both against one arithmetic in double.
 
 #include <cmath>
 
