@@ -42,8 +42,8 @@ struct Torch {
   // names in a layer's __dict__ and below
   PyObject *parameters, *buffers, *values, *indices, *bias, *activation, *in_features, *in_channels, *window;
   PyObject *weight_scale, *input_scale, *output_scale;  // of int8 storage
-  PyObject *is_neg, *requires_grad;      // names of methods and attributes
-  PyObject* precision;                   // ("matmul" or "conv") to a number of the enum; None: all multiply float32
+  PyObject *is_neg, *requires_grad;                     // names of methods and attributes
+  PyObject* precision;  // ("matmul" or "conv") to a number of the enum; None: all multiply float32
   PyObject *matmul, *conv;
   PyObject* dtypes[3];
 };

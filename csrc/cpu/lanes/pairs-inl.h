@@ -79,7 +79,8 @@ static void pack_pairs(const std::int8_t* const* x, std::int64_t lanes, std::int
 }
 
 // Kept bytes widened to pairs of 16-bit integers.
-[[maybe_unused]] static inline const void* widened_pairs(const std::int8_t* kept, std::int64_t groups, std::uint32_t* wide) {
+[[maybe_unused]] static inline const void* widened_pairs(const std::int8_t* kept, std::int64_t groups,
+                                                         std::uint32_t* wide) {
   for (std::int64_t g = 0; g < groups; ++g) {
     const std::int32_t a = kept[2 * g], b = kept[2 * g + 1];
     wide[g] = (static_cast<std::uint32_t>(a) & 0xffffu) | static_cast<std::uint32_t>(b) << 16;
