@@ -95,7 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=float, default=60.0, help="for the networks, at most (default: %(default)s)"
     )
     bench.add_argument(
-        "--network", action="append", default=[], metavar="KEY", help="this network alone; may be repeated"
+        "--network",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="this network or task alone; may be repeated",
     )
     bench.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     bench.set_defaults(run=_bench)

@@ -128,6 +128,11 @@ def test_data_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         tasks.load("minilm", quick=True)
 
 
+def test_tasks_are_chosen_by_key() -> None:
+    assert tasks.wanted([]) == tasks.TASKS
+    assert list(tasks.wanted(["minilm", "bert-large"])) == ["minilm"]
+
+
 def test_pairs_are_lemmas_with_their_first_definition(tmp_path: Path) -> None:
     lines = [
         "  1 This software is licensed",

@@ -18,7 +18,7 @@ import torch
 from ...files import FileError
 from ...report import format_table
 from ...timing import Machine
-from . import papers
+from . import papers, tasks
 from .definitions import of_key
 from .machine import MachineClass
 from .table import Benchmark, Interrupted, Setting, Table
@@ -71,7 +71,7 @@ def run(
         out: a file for the tables as JSON, written after each benchmark.
         quick: smaller problems, to see that it works; never written to papers.
         minutes: that a benchmark of many rows may take; rows that are not reached are named.
-        networks: keys of the networks to measure; default: all.
+        networks: keys of the networks, or small tasks, to measure; default: all.
         resume: take over the rows that a run by the same build, which was interrupted, has measured.
 
     Returns:
@@ -85,7 +85,8 @@ def run(
     if quick and write:
         raise ValueError("a quick run measures other problems, which do not belong in papers: leave one out")
     for key in networks:
-        of_key(key)
+        if key not in tasks.TASKS:
+            of_key(key)
     root = papers.checkout() if write or "kernels" in only else None
     if threads is not None:
         torch.set_num_threads(threads)

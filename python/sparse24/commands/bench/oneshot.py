@@ -61,7 +61,7 @@ def tables(setting: Setting) -> list[Table]:
     samples = _Samples(keeping.Rows("oneshot", setting), time.monotonic() + 60 * setting.minutes, [], setting)
     rows = [HEAD]
     try:
-        for key, what in tasks.TASKS.items():
+        for key, what in tasks.wanted(setting.networks).items():
             try:
                 task = tasks.load(key, quick=setting.quick)
             except FileError as error:

@@ -63,7 +63,7 @@ def tables(setting: Setting) -> list[Table]:
     end = time.monotonic() + 60 * setting.minutes
     rows, left = [HEAD], []
     try:
-        for key, what in tasks.TASKS.items():
+        for key, what in tasks.wanted(setting.networks).items():
             try:
                 task = tasks.load(key, quick=setting.quick)
             except FileError as error:

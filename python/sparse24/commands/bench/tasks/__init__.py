@@ -36,6 +36,11 @@ TASKS = {
 }
 
 
+def wanted(keys: Sequence[str]) -> dict[str, str]:
+    """The tasks of ``keys``; without any of them, all."""
+    return {key: what for key, what in TASKS.items() if key in keys} or TASKS
+
+
 def load(key: str, *, quick: bool) -> Task:
     """The task of a key; ``quick``: much smaller, to see that it works."""
     made: Task = importlib.import_module(f".{key}", __package__).Here(quick)
