@@ -135,7 +135,8 @@ void test_rounding() {
       const double back = exact(got, dtype), size = std::abs(double{value});
       const bool half = dtype == DType::kFloat16;
       const double most = half ? 65504 : 0x1.FEp127, least = half ? 0x1p-14 : 0x1p-126;
-      const double unit = std::ldexp(1.0, (size < least ? std::ilogb(least) : std::ilogb(size)) - (half ? 10 : 7));
+      const int exponent = !std::isfinite(value) ? 0 : size < least ? std::ilogb(least) : std::ilogb(size);
+      const double unit = std::ldexp(1.0, exponent - (half ? 10 : 7));
       if (std::isnan(value)) {
         ok = ok && std::isnan(back);
       } else if (size >= most + unit / 2) {
