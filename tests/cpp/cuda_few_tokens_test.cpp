@@ -349,9 +349,13 @@ void test_few_tokens() {
   check_traffic<cuda::BFloat16, cuda::Int8, 4>("bf16 by int8");
   check_traffic<cuda::Float32, cuda::Float32, 8>("fp32");
   cuda_emulated::concurrent = true;
+#if defined(__aarch64__)  // under qemu every thread of a block costs memory that is not given back, and much time
+  check_types(3, 3, 64);
+#else
   for (const int64_t n : {1, 2, 3, 4, 5, 8, 9, 16}) check_types(n, pick({1, 3, 7, 18}), pick({8, 64, 96, 520}));
   check_types(2, 5, pick({1, 13, 50}));  // elements
   check_types(3, 3, 2112);               // two warps and more share rows
   check_types(16, 17, 1056);
+#endif
   cuda_emulated::concurrent = false;
 }
