@@ -48,6 +48,13 @@ def int8_weight_arguments(*shape: int) -> tuple[Any, ...]:
     return torch.randn(*shape), *sparse.compress(weight), torch.rand(8), torch.tensor(0.0), torch.randn(8)
 
 
+def chained_arguments(input: torch.Tensor, *window: Any) -> tuple[Any, ...]:
+    """An int8 input with a static scale, a weight [8, 40], and the scale of the output."""
+    _, values, indices, scale, _, bias = int8_weight_arguments(1)
+    static, handed_on = torch.tensor(0.1), torch.tensor(0.2)
+    return (input, values, indices, scale, static, bias, *window, "relu", handed_on, torch.float32)
+
+
 OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nm_mask": lambda: (torch.randn(4, 10), 2, 4, 1),
     "prune_": lambda: (torch.randn(4, 10), 2, 4, 0),
@@ -60,6 +67,10 @@ OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "scaled_conv2d": lambda: (*int8_arguments(2, 40, 4, 4), (1, 1)),
     "int8_linear": lambda: (*int8_weight_arguments(3, 40), "gelu"),
     "int8_conv2d": lambda: (*int8_weight_arguments(2, 40, 4, 4), (1, 1)),
+    "int8_linear_chained": lambda: chained_arguments(torch.ones(3, 40, dtype=torch.int8)),
+    "int8_conv2d_chained": lambda: chained_arguments(
+        torch.ones(2, 40, 4, 4, dtype=torch.int8), [1, 1, 1, 1, 0, 0, 1, 1, 1]
+    ),
     "quantize_per_token": lambda: (torch.randn(2, 3, 10),),
 }
 
