@@ -184,7 +184,7 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[A
     handles = [block.register_forward_pre_hook(before(n), with_kwargs=True) for n, block in blocks.items()]
     handles += [block.register_forward_hook(after(n)) for n, block in blocks.items()]
     try:
-        _run_first(model, batches[0])
+        run_first(model, batches[0])
         first, last_gave = dict(times), dict(gave)
         for batch in batches[1:]:
             if len(order) == len(blocks):
@@ -201,7 +201,12 @@ def trace(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[A
     return Trace(first, follows, order)
 
 
-def _run_first(model: nn.Module, batch: Any) -> None:
+def run_first(model: nn.Module, batch: Any) -> None:
+    """Run the first batch.
+
+    Raises:
+        ValueError: the model cannot be called with it; what was tried, and the model's own error, are told.
+    """
     try:
         run_batch(model, batch)
     except (TypeError, IndexError, KeyError, RuntimeError, ValueError) as error:

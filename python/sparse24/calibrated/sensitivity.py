@@ -22,7 +22,7 @@ from ..pruning.running import quiet, run_batch
 from ..pruning.selection import Select
 from ..report import Row
 from ..timing import Pair, in_units, interleaved_medians
-from .blocks import checked_batches, main_output, trace
+from .blocks import checked_batches, main_output, run_first
 from .matrices import Matrix, matrices_of
 from .plan import Plan, plan_for
 from .trade_off import Sensitivity
@@ -64,7 +64,7 @@ def sensitivity(
     plan = plan_for(network, select, (), None)
     seen = {name: _Seen() for name in plan.layers}
     with quiet(network), torch.no_grad():
-        trace(network, {}, kept[:1])  # a clear error where the model cannot be called
+        run_first(network, kept[0])  # a clear error where the model cannot be called
         with _watched(plan, seen):
             for number, batch in enumerate(kept):
                 run_batch(network, batch)

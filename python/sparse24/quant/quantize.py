@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..calibrated.blocks import checked_batches
+from ..calibrated.blocks import checked_batches, run_first
 from ..choose.measured import Chooser
 from ..nn import SparseConv2d, SparseLinear, convert
 from ..nn.int8 import ACTIVATIONS, quantize_rows
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
-from ..pruning.running import quiet, run_batch
+from ..pruning.running import quiet
 from ..report import Report, Row
 from ..timing import Pair
 from .chain import chain
@@ -97,7 +97,7 @@ def quantize(
             noises: dict[str, Noise] = {}
             times: dict[str, Pair] = {}
             if kept is not None:
-                _try(network, kept[0])
+                run_first(network, kept[0])
                 if fold:
                     folded, back = fold_batch_norms(network, kept[0])
                     undo += back
@@ -162,16 +162,6 @@ def _check(model: nn.Module, way: Way, symmetric: bool, smooth: float | None, wi
     }
     if without and any(needing.values()):
         raise ValueError(f"{next(k for k, asked in needing.items() if asked)} needs batches to calibrate on")
-
-
-def _try(model: nn.Module, batch: Any) -> None:
-    try:
-        run_batch(model, batch)
-    except (TypeError, IndexError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"the model cannot be called with the first batch: {type(error).__name__}: {error}. Batches hold "
-            "what the model takes, without labels"
-        ) from error
 
 
 def _compress(model: nn.Module) -> Undo:
