@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparse24.ops.cuda.published import features
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "python"))
 TABLE = ROOT / "python" / "sparse24" / "ops" / "cuda" / "published.py"
 DTYPES = {"BF16": "bfloat16", "FP16": "float16", "INT8": "int8", "FP8": "float8_e4m3fn"}
 HALVES = ("BF16", "FP16")
@@ -70,8 +71,6 @@ def read(path: Path) -> list[Row]:
 
 def fit(rows: Sequence[Row]) -> list[float]:
     """The weights of ``published.features``."""
-    from sparse24.ops.cuda.published import features  # noqa: PLC0415  after the path
-
     x = np.array([features(row.tokens, row.m, row.k) for row in rows])
     y = np.clip([math.log(row.dense / row.sparse) for row in rows], -CUT, CUT)
     found = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
@@ -80,8 +79,6 @@ def fit(rows: Sequence[Row]) -> list[float]:
 
 def loss(rows: Iterable[Row], weights: Sequence[float] | None) -> list[float]:
     """What the choice loses against always choosing right, a number a row; no weights: always sparse."""
-    from sparse24.ops.cuda.published import features  # noqa: PLC0415
-
     losses = []
     for row in rows:
         gain = 0.0
