@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..log import progress as logged
 from ..pruning.prunable import layer_at, unwrap
 from ..pruning.running import quiet
 from ..pruning.selection import Select
@@ -70,7 +71,7 @@ def oneshot(
             whole block, to the same result. The folder is left there when all is done.
         offload: a folder where activations and the weights as they were wait, instead of in memory. Nothing
             is left there.
-        progress: told of each block, with the time that is left.
+        progress: told of each block, with the time that is left; the logger "sparse24" is by default.
 
     Returns:
         One row a weight; what was pruned has the error of its outputs, over their size, as the remark.
@@ -100,7 +101,7 @@ def oneshot(
         walk = Walk(network, kept, plan, way, shelf=shelf, journal=journal, before=before)
         try:
             with quiet(network), torch.no_grad():
-                rows = walk.run(parts, progress or _silent)
+                rows = walk.run(parts, progress or logged)
         except BaseException:
             with torch.no_grad():
                 for name, parameter in network.named_parameters():
@@ -109,10 +110,6 @@ def oneshot(
     order = {name: i for i, (name, _) in enumerate(network.named_parameters())}
     rows = sorted([*rows, *plan.left], key=lambda row: order.get(row.name, len(order)))
     return Report(tuple(rows), "pruned")
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _check(model: nn.Module, method: str, refit: int, reconstruct: str | None, steps: int) -> None:
