@@ -38,7 +38,7 @@ def warn_of_slow_roots(optimizer: Optimizer) -> None:
         else "Adam and AdamW with fused=True do not"
     )
     warnings.warn(
-        f"{kind} takes square roots of the second moments of pruned weights, which are zeros, and MKL is slow "
-        f"at them: steps may take twice their time; {remedy}",
+        f"{kind} takes square roots of the second moments of pruned weights, which are zeros, and MKL is "
+        f"slow at them: steps may take twice their time; {remedy}",
         stacklevel=4,
     )
