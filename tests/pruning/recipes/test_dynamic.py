@@ -177,8 +177,9 @@ def test_second_moments_stay_what_the_warm_up_made_them() -> None:
 
 @pytest.mark.parametrize("make", [sgd, adamw])
 @pytest.mark.parametrize("until", [2, 5, 9])
+@pytest.mark.parametrize("attach_first", [False, True])
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    make: Callable[[nn.Module], torch.optim.Optimizer], until: int
+    make: Callable[[nn.Module], torch.optim.Optimizer], until: int, attach_first: bool
 ) -> None:
     def start() -> tuple[nn.Module, torch.optim.Optimizer, recipes.DynamicSparsity]:
         model = mlp()
@@ -199,9 +200,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     states = torch.load(file, weights_only=True)
 
     again, optimizer, recipe = start()
+    if attach_first:
+        recipe.attach(optimizer)
+        train(again, optimizer, range(20, 24))
     for each, state in zip((again, optimizer, recipe), states, strict=True):
         each.load_state_dict(state)
-    recipe.attach(optimizer)
+    if not attach_first:
+        recipe.attach(optimizer)
     train(again, optimizer, range(until, 11))
     assert same_state(whole, again)
     assert recipe.phase == "frozen"
@@ -219,11 +224,7 @@ BAD: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
         ValueError,
         "one of them",
     ),
-    "a negative decay": (
-        lambda m: recipes.DynamicSparsity(Sparsifier(m), decay=-1),
-        ValueError,
-        "not -1",
-    ),
+    "decay": (lambda m: recipes.DynamicSparsity(Sparsifier(m), decay=-1), ValueError, "not -1"),
     "moments without a warm-up": (
         lambda m: recipes.sr_ste(m, fixed_moments=True),
         ValueError,
@@ -277,8 +278,6 @@ def test_a_sparsifier_that_is_in_use_and_a_second_recipe_are_refused() -> None:
     recipe.attach(optimizer)
     with pytest.raises(ValueError, match="attached already"):
         recipe.attach(optimizer)
-    with pytest.raises(ValueError, match="before attach"):
-        recipe.load_state_dict(recipe.state_dict())
     with pytest.raises(ValueError, match="one at a time"):
         recipes.warm_up(model, steps=2).attach(optimizer)
     recipe.detach()

@@ -104,6 +104,11 @@ class DynamicSparsity:
         self._optimizer: Optimizer | None = None
 
     @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that it is attached to."""
+        return self._optimizer
+
+    @property
     def phase(self) -> Phase:
         """What the next step does: "dense", "sparse", "frozen" or "finished"."""
         if self.step < self.begin:
@@ -279,18 +284,15 @@ class DynamicSparsity:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was; before :meth:`attach`, the model's own state being loaded.
+        """Go on where a checkpoint was, the model's own state being loaded. It stays attached where it is.
 
         Raises:
             TypeError: not a recipe's state.
-            ValueError: attached already, other settings, or masks or weights that do not fit; nothing was
-                changed.
+            ValueError: other settings, or masks or weights that do not fit; nothing was changed.
         """
         wanted = {"step", "settings", "masks", "masters", "moments"}
         if not isinstance(state_dict, Mapping) or set(state_dict) != wanted:
             raise TypeError(f"a recipe's state holds {', '.join(sorted(wanted))}")
-        if self._optimizer is not None:
-            raise ValueError("load the recipe's state before attach()")
         own = {name: getattr(self, name) for name in _SETTINGS}
         given = dict(state_dict["settings"])
         if own | {"freeze": None} != given | {"freeze": None} or (
@@ -304,11 +306,15 @@ class DynamicSparsity:
                 if name not in weights or weights[name].shape != tensor.shape:
                     here = tuple(weights[name].shape) if name in weights else "no weight to prune"
                     raise ValueError(f"the state's {name} is {tuple(tensor.shape)}, here it is {here}")
+        optimizer = self._optimizer
         self.sparsifier.load_state_dict(state_dict["masks"])
+        self.detach()
         self.step, self.freeze = int(state_dict["step"]), given["freeze"]
         for key in ("masters", "moments"):
             kept = {n: _like(tensor, weights[n]) for n, tensor in state_dict[key].items()}
             setattr(self, f"_{key}", kept)
+        if optimizer is not None:
+            self.attach(optimizer)
 
 
 def _like(tensor: Tensor, weight: Tensor) -> Tensor:
