@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from torch import nn
 from sparse24 import Sparsifier
 from sparse24.pruning import recipes
 
+accelerate = pytest.importorskip("accelerate", reason="the extra dev brings it")
 pytestmark = pytest.mark.filterwarnings("ignore")
 MAKES: dict[str, Any] = {
     "sparsifier": Sparsifier,
@@ -21,7 +21,7 @@ MAKES: dict[str, Any] = {
 }
 
 
-def start(make: str) -> tuple[accelerate.Accelerator, nn.Module, Any, Any]:
+def start(make: str) -> tuple[Any, nn.Module, Any, Any]:
     torch.manual_seed(0)
     accelerator = accelerate.Accelerator(cpu=True)
     model: Any = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))

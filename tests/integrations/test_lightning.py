@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse24 import Sparsifier
-from sparse24.integrations.lightning import SparsifierCallback
 from sparse24.pruning import recipes
+
+pl = pytest.importorskip("lightning.pytorch", reason="the extra dev brings it")
+from sparse24.integrations.lightning import SparsifierCallback  # noqa: E402
 
 MAKES: dict[str, Any] = {
     "sparsifier": lambda model: Sparsifier(model, select=["net.0", "net.2"]),
@@ -47,8 +48,8 @@ def fit(folder: Path, callback: SparsifierCallback | None, epochs: int, resume: 
     model = Classifier()
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=str(folder), callbacks=[] if callback is None else [callback],
-        enable_checkpointing=False,
+        enable_model_summary=False, default_root_dir=str(folder), enable_checkpointing=False,
+        callbacks=[] if callback is None else [callback],
     )  # fmt: skip
     trainer.fit(model, ckpt_path=resume, weights_only=False)
     trainer.save_checkpoint(folder / f"{epochs}.ckpt")

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from sparse24 import Sparsifier
 from sparse24.integrations.enforced import Enforced
-from sparse24.integrations.trainer import FILE, SparsifierCallback
 from sparse24.pruning import recipes
+
+transformers = pytest.importorskip("transformers", reason="the extra dev brings it")
+pytest.importorskip("accelerate", reason="the extra dev brings it")
+from sparse24.integrations.trainer import FILE, SparsifierCallback  # noqa: E402
 
 MAKES: dict[str, Callable[[nn.Module], Any]] = {
     "sparsifier": Sparsifier,
@@ -36,27 +38,22 @@ class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
         }
 
 
-def bert() -> BertForSequenceClassification:
+def bert() -> nn.Module:
     torch.manual_seed(0)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    return BertForSequenceClassification(config)
+    return transformers.BertForSequenceClassification(config)
 
 
-def trainer(model: nn.Module, folder: Path, callback: SparsifierCallback, steps: int = 8) -> Trainer:
-    arguments = TrainingArguments(
+def trainer(model: nn.Module, folder: Path, callback: SparsifierCallback, steps: int = 8) -> Any:
+    arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, save_steps=4, logging_steps=2,
         learning_rate=1e-2, lr_scheduler_type="constant", report_to=[], use_cpu=True, seed=3,
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    return Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=[callback])
-
-
-@pytest.fixture(autouse=True)
-def _quiet_libraries(recwarn: pytest.WarningsRecorder) -> None:
-    """Warnings of the training libraries about themselves are theirs."""
+    return transformers.Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=[callback])
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
