@@ -14,6 +14,7 @@ from ..log import progress as logged
 from ..pruning.prunable import layer_at, unwrap
 from ..pruning.running import quiet
 from ..pruning.selection import Select
+from ..pruning.sharding import refuse_sharded
 from ..report import Report
 from .blocks import checked_batches, find_blocks
 from .journal import Journal, identity
@@ -86,6 +87,7 @@ def oneshot(
     """
     _check(model, method, refit, reconstruct, steps)
     kept = checked_batches(batches)
+    refuse_sharded(model, "oneshot")
     network = unwrap(model)
     if isinstance(skip, float | int):
         skip = sensitivity(network, kept, select=select, progress=progress).skip(skip)

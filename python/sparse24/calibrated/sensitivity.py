@@ -21,6 +21,7 @@ from ..pruning.layers import is_transposed_linear, stays_dense
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet, run_batch
 from ..pruning.selection import Select
+from ..pruning.sharding import refuse_sharded
 from ..report import Row
 from ..timing import Pair, in_units, interleaved_medians
 from .blocks import checked_batches, main_output, run_first
@@ -61,6 +62,7 @@ def sensitivity(
     if not isinstance(model, nn.Module):
         raise TypeError(f"sensitivity needs a torch.nn.Module, not {type(model).__name__}")
     kept, said = checked_batches(batches), progress or logged
+    refuse_sharded(model, "sensitivity")
     network = unwrap(model)
     plan = plan_for(network, select, (), None)
     seen = {name: _Seen() for name in plan.layers}

@@ -19,6 +19,7 @@ from ..nn.int8 import ACTIVATIONS, quantize_rows
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet
+from ..pruning.sharding import refuse_sharded
 from ..report import Report, Row
 from ..timing import Pair
 from .chain import chain
@@ -87,6 +88,7 @@ def quantize(
     way = Way(method, activations, percentile, min_sqnr, budget, when)
     _check(model, way, symmetric, smooth, batches is None)
     kept = None if batches is None else checked_batches(batches)
+    refuse_sharded(model, "quantize")
     network, said = unwrap(model), progress or logged
     undo: list[Undo] = []
     try:
