@@ -77,6 +77,7 @@ class Detector(nn.Module):
         self.backbone = nn.Sequential(
             nn.Linear(14, 20), nn.ReLU(), nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 8), nn.ReLU()
         )
+        self.narrow = nn.Linear(3, 8)
         self.boxes = nn.Linear(8, 4)
 
 
@@ -98,6 +99,8 @@ def test_masks_go_on_to_another_network(as_state: bool) -> None:
     assert remarks["backbone.0"] == "carried; 14 input channels: the last group has 2 and keeps 2"
     assert remarks["backbone.2"] == "changed: its mask is 16x20: left dense"
     assert remarks["backbone.4"] == "new here: left dense (prune_new=True prunes it)"
+    assert remarks["narrow"] == "3 input channels (dim 1): 2:4 needs 4 or more"
+    assert remarks["boxes"].startswith("an output head")
 
 
 def test_new_layers_are_pruned_where_that_is_wanted() -> None:

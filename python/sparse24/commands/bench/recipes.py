@@ -213,7 +213,7 @@ def _table(found: dict[str, list[list[str]]]) -> Table:
     seeds = max(map(len, found.values()), default=0)
     caption = (
         f"Recipes on Fashion-MNIST, a small CNN on 12,800 images: means over {seeds} seeds. Less dense: the "
-        "accuracy of the dense network, trained once, less the row's, paired by seed; spread: over seeds. What "
-        "is trained again had the dense training before."
+        "accuracy of the dense network, trained once, less the row's, paired by seed; spread: over seeds. "
+        "What is trained again had the dense training before."
     )
     return Table("recipes", caption, rows)

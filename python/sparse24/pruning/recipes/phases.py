@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...report import Report, Row
-from ..prunable import unwrap
+from ..prunable import Candidate, unwrap
 from ..selection import Select
 from ..sparsifier import Sparsifier
 
@@ -64,7 +64,13 @@ def carry(
     taken = {name: mask.to_bool() for name, mask in computed.items()} | fitting
     found.load_state_dict({"pattern": state["pattern"], "masks": taken})
     found._mask_weights()
-    return found, _report(found, moved, fitting, prune_new)
+    prunable = {candidate.layer for candidate in _of(own, default)}
+    why = {row.name: row.reason for row in own.report() if row.name not in prunable}
+    return found, _report(found, moved, fitting, why)
+
+
+def _of(sparsifier: Sparsifier, names: Container[str]) -> list[Candidate]:
+    return [candidate for candidate in sparsifier._candidates if candidate.name in names]
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -76,8 +82,9 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def _report(
-    found: Sparsifier, moved: Mapping[str, Tensor], fitting: Mapping[str, Tensor], prune_new: bool
+    found: Sparsifier, moved: Mapping[str, Tensor], fitting: Mapping[str, Tensor], why: Mapping[str, str]
 ) -> Report:
+    """Args: ``why``: of layers that are left alone in any case."""
     rows, parameters = [], set()
     for candidate, row in zip(found._candidates, found.report(), strict=True):
         parameters.add(candidate.name)
@@ -89,8 +96,10 @@ def _report(
             reason = f"changed: its mask is {given}" + ("; pruned anew" if row.done else ": left dense")
         elif row.done:
             reason = "; ".join(filter(None, ("new here, pruned by magnitude", reason)))
+        elif candidate.layer in why:
+            reason = why[candidate.layer]
         elif reason == "not selected":
-            reason = "new here: left dense" + ("" if prune_new else " (prune_new=True prunes it)")
+            reason = "new here: left dense (prune_new=True prunes it)"
         rows.append(dataclasses.replace(row, reason=reason))
     for name, mask in moved.items():
         if name not in parameters:
