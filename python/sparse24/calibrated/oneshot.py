@@ -21,8 +21,9 @@ from .journal import Journal, identity
 from .methods import METHODS
 from .plan import Way, plan_for
 from .sensitivity import sensitivity
-from .shelf import Shelf
+from .shelf import Several, Shelf
 from .walk import Progress, Walk
+from .whole import outputs_of
 
 Folder = str | os.PathLike[str]
 
@@ -58,8 +59,10 @@ def oneshot(
             model's device. Looked through once, and kept.
         method: "sparsegpt", "wanda", "ria", "admm" or "magnitude" (which needs no calibration for its masks).
         refit: steps of conjugate gradients for the kept weights of each matrix; 0: none.
-        reconstruct: "component": train each block on the outputs of the dense one; ``None``: do not.
-        steps: of Adam for each block.
+        reconstruct: "component": train each block on the outputs of the dense one; "network": then all
+            blocks together on what the dense network gives, with the memory of training it; ``None``:
+            neither.
+        steps: of Adam for each block, and for the network.
         bias: let the bias of a layer, where it has one, take up the mean of what its outputs lose.
         masks: masks of the caller's own, bool of the weight's shape by parameter name (as
             :attr:`~sparse24.Sparsifier.masks`): the method then changes the kept weights alone.
@@ -103,7 +106,11 @@ def oneshot(
         walk = Walk(network, kept, plan, way, shelf=shelf, journal=journal, before=before)
         try:
             with quiet(network), torch.no_grad():
+                together = reconstruct == "network"
+                targets = outputs_of(network, kept, shelf) if together else Several()
                 rows = walk.run(parts, progress or logged)
+                if together:
+                    walk.train_together(parts, targets, progress or logged)
         except BaseException:
             with torch.no_grad():
                 for name, parameter in network.named_parameters():
@@ -119,8 +126,8 @@ def _check(model: nn.Module, method: str, refit: int, reconstruct: str | None, s
         raise TypeError(f"oneshot needs a torch.nn.Module, not {type(model).__name__}")
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    if reconstruct not in ("component", None):
-        raise ValueError(f"reconstruct must be 'component' or None, not {reconstruct!r}")
+    if reconstruct not in ("component", "network", None):
+        raise ValueError(f"reconstruct must be 'component', 'network' or None, not {reconstruct!r}")
     if refit < 0 or steps < 1:
         raise ValueError(f"refit must be 0 or more and steps 1 or more, not {refit} and {steps}")
 
