@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "channels permuted, sparsegpt, refit": {"reconstruct": None, "permute": True},
     "magnitude, refit, blocks trained": {"method": "magnitude"},
+    "defaults, then the whole network": {"reconstruct": "network"},
     "with patience (600 steps a block)": {"steps": 600},
 }  # fmt: skip
 #: Rows of SparseGPT's loop, refit and ADMM.
