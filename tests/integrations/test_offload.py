@@ -1,4 +1,4 @@
-"""Accelerate's dispatching and offloading around compressed layers: the same outputs, weights where it puts them."""
+"""Accelerate's dispatching and offloading around compressed layers: the same outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def network(int8: bool = False) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 64), nn.ReLU(), nn.Linear(64, 8)
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16 * 16, 64), nn.ReLU(), nn.Linear(64, 8),
     ).eval()  # fmt: skip
     sparse24.Sparsifier(model, select=["*"]).prune()
     sparse24.to_sparse(model, when="always")
