@@ -43,6 +43,7 @@ def keep_dense(model: nn.Module, keep: bool = True) -> int:
     layers = [layer for _, layer in _layers(model)]
     for layer in layers:
         layer._keeps_dense = keep
+        layer._forget_launches()
         glance = Glance(layer)
         if glance.device.type == "cuda" and not glance.is_away:
             weights.keep_dense(*glance.source(), keep)  # for programs that call the operators with them

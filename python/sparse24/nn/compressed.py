@@ -191,6 +191,10 @@ class CompressedModule(Unscriptable, nn.Module):
         """The product on a GPU by the forms that this layer owns; ``None``: the operators have to do it."""
         return None if torch.compiler.is_compiling() else on_device.product_of(self, input)
 
+    def _forget_launches(self) -> None:
+        """Decide anew how products on a GPU run."""
+        self.__dict__.pop("_launches", None)
+
     def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
         """The product on a GPU by whatever form ``weight`` has."""
         raise NotImplementedError
@@ -200,6 +204,7 @@ class CompressedModule(Unscriptable, nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if kept is not None:
             int8.after_cast(self, kept, fn)
+        self._forget_launches()
         forms, values = self.__dict__.get("_forms"), self._parameters.get("values")
         if forms is not None and values is not None:
             forms.be_on(values.device)  # what is left on another device is freed

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..ops.cuda.blobs import Derived, Operands
 from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.launch import Launch
 from ..ops.cuda.operators import current_stream
+from ..ops.cuda.repeats import Done
 from ..ops.cuda.weights import Weight
 from ..ops.registry import check_devices, under_autocast
 from .device_forms import DeviceForms, forms_of
@@ -31,6 +33,7 @@ class LayerWeight(Weight):
         self._layer, self._stream = layer, stream
         self._asked = False
         self._derived: Derived | None = None
+        self.done: Done | None = None
 
     def derived(self) -> Derived | None:
         if not self._asked:
@@ -39,6 +42,9 @@ class LayerWeight(Weight):
 
     def source(self) -> Operands:
         return self.forms.source(self._layer, self._stream)
+
+    def note(self, launch: Launch, input: Tensor) -> None:
+        self.done = Done(launch, input)
 
     def read(self, stream: Stream) -> Operands:
         forced = self._asked and self._derived is None  # it would have run on the blob
@@ -118,6 +124,9 @@ def product_of(layer: CompressedModule, input: Tensor) -> Tensor | None:
     with current:
         output = _run(layer, input, weight, bias, stream)
         weight.forms.settle(stream)
+    done, weight.done = weight.done, None  # it refers to the weight: no circle is left
+    if done is not None and done.input is input and output.dtype is input.dtype:
+        weight.forms.repeat(layer, done)
     return output
 
 

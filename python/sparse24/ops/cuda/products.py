@@ -69,6 +69,8 @@ def linear_sparse(
         y = torch.empty(room_for(call, chosen), chosen.m, dtype=out_dtype, device=input.device)
         multiply(launch, x, y)
         y = y[: call.n]
+        if input.is_contiguous() and x.data_ptr() == input.data_ptr():
+            weight.note(launch, input)
     output = y[..., :m].contiguous().view(*input.shape[:-1], m)
     return activate(output, chosen.epilogue)
 
