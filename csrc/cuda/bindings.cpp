@@ -152,11 +152,11 @@ PYBIND11_MODULE(_CUDA, m) {
       py::arg("activation"), py::arg("y"), py::arg("stream"), free_gil);
   m.def(
       "quantize_per_token",
-      [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, Address out,
-         std::int64_t k_padded, Address scale, Address stream) {
-        cuda::quantize_per_token(at<void>(x), dtype_of(dtype), n, k, row_stride, at<std::int8_t>(out), k_padded,
-                                 at<float>(scale), at<void>(stream));
+      [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, Address out, int out_dtype,
+         std::int64_t k_padded, Address given, Address scale, Address stream) {
+        cuda::quantize_per_token(at<void>(x), dtype_of(dtype), n, k, row_stride, at<void>(out), dtype_of(out_dtype),
+                                 k_padded, at<float>(given), at<float>(scale), at<void>(stream));
       },
       py::arg("x"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("row_stride"), py::arg("out"),
-      py::arg("k_padded"), py::arg("scale"), py::arg("stream"), free_gil);
+      py::arg("out_dtype"), py::arg("k_padded"), py::arg("given"), py::arg("scale"), py::arg("stream"), free_gil);
 }

@@ -54,7 +54,9 @@ def quantize_per_token(
     k: int,
     row_stride: int,
     out: int,
+    out_dtype: int,
     k_padded: int,
+    given: int,
     scale: int,
     stream: int,
 ) -> None: ...

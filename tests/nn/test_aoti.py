@@ -38,7 +38,9 @@ assert torch.allclose(found, expected, atol=1e-5), (found - expected).abs().max(
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_package_runs_where_sparse24_was_imported_and_says_so_elsewhere(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def _int8_linear(
     )  # fmt: skip
 
 
+def _int8_conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
+    bias: Tensor | None, kernel_size: Sequence[int], stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
+    activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    window = Window(kernel_size, stride, padding, dilation, groups)
+    weight = (values, indices, weight_scale, input_scale)
+    return cuda_scaled.int8_conv2d(input, *weight, bias, window, activation, stream)
+
+
 def _quantize_per_token(input: Tensor, *, stream: Stream) -> tuple[Tensor, Tensor]:
     return scaled.quantize_per_token(input, stream.handle)
 
@@ -159,6 +170,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "scaled_linear": _scaled_linear,
     "scaled_conv2d": _scaled_conv2d,
     "int8_linear": _int8_linear,
+    "int8_conv2d": _int8_conv2d,
     "quantize_per_token": _quantize_per_token,
     "nm_mask": _nm_mask,
     "prune_": _prune_,
