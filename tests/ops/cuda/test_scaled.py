@@ -187,9 +187,9 @@ def test_int8_layers_multiply_sparse(input_scale: float, emulator: Emulator, str
 @pytest.mark.parametrize("shape", [(32, 64, (3, 2), (2, 1), (1, 0), 2), (16, 32, (1, 1), (1, 1), (0, 0), 1)])
 @pytest.mark.usefixtures("patches_gain")
 def test_int8_convolutions_multiply_sparse(
-    shape: tuple[Any, ...], channels_last: bool, images: int, input_scale: float, emulator: Emulator,
-    stream: EmulatedStream,
-) -> None:  # fmt: skip
+    shape: tuple[Any, ...], channels_last: bool, images: int, input_scale: float, emulator: Emulator
+) -> None:
+    stream = EmulatedStream()
     channels, out_channels, kernel, stride, padding, groups = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(3)

@@ -132,8 +132,8 @@ def quantize_per_token(
 ) -> tuple[Tensor, Tensor]:
     """[n, k] in ``dtype`` and float32 scale [n] = absmax / largest of the rows of ``x``, to nearest even.
 
-    A row whose absmax is below largest * 2^-126 counts as zeros, with scale 1; one that holds NaN or Inf gives
-    zeros and scale NaN, so that its product is NaN.
+    A row whose absmax is below largest * 2^-126 counts as zeros, with scale 1; one that holds NaN or Inf
+    gives zeros and scale NaN, so that its product is NaN.
 
     Args:
         dtype: int8, whose largest is 127, or float8_e4m3fn: 448.

@@ -16,6 +16,7 @@ from .. import mask, scaled
 from ..layout import check_compressed, check_compressible
 from ..registry import check_devices, library
 from . import device_kernels
+from . import float8 as cuda_float8
 from . import products as cuda
 from . import scaled as cuda_scaled
 from .cusparselt import Stream
@@ -85,6 +86,13 @@ def _int8_linear(
     return cuda_scaled.int8_linear(
         input, values, indices, weight_scale, input_scale, bias, activation, stream
     )  # fmt: skip
+
+
+def _float8_linear(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, bias: Tensor | None = None,
+    activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    return cuda_float8.float8_linear(input, values, indices, weight_scale, bias, activation, stream)
 
 
 def _int8_conv2d(
@@ -170,6 +178,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "scaled_linear": _scaled_linear,
     "scaled_conv2d": _scaled_conv2d,
     "int8_linear": _int8_linear,
+    "float8_linear": _float8_linear,
     "int8_conv2d": _int8_conv2d,
     "quantize_per_token": _quantize_per_token,
     "nm_mask": _nm_mask,

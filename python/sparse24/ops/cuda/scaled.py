@@ -60,7 +60,7 @@ def _split(call: route.Call, scale: Tensor | None, bias: Tensor | None, on: GPU)
     return _Split(Epilogue(), torch.float32, scale, bias, activation)
 
 
-def _finish(
+def finish_product(
     product: Tensor, token_scale: Tensor | None, scale: Tensor | None, bias: Tensor | None, activation: str,
     out_dtype: torch.dtype, stream: Stream,
 ) -> Tensor:  # fmt: skip
@@ -102,7 +102,7 @@ def _dense_linear(
     weight = device_kernels.expand(values.contiguous(), indices.contiguous(), m, columns, stream.handle)[
         :, : input.shape[-1]
     ]
-    return _finish(_dense_product(input, weight), None, scale, bias, activation, out_dtype, stream)
+    return finish_product(_dense_product(input, weight), None, scale, bias, activation, out_dtype, stream)
 
 
 def _dense_conv2d(
@@ -121,7 +121,7 @@ def _dense_conv2d(
         rows = rows_of(x, group, window, ((0, out_size[0]), out_size), columns, stream)
         products.append(_dense_product(rows, weight[group * m : (group + 1) * m]))
     pixels = torch.cat(products, 1).view(x.shape[0], *out_size, values.shape[0])
-    output = _finish(pixels, None, scale, bias, activation, out_dtype, stream).permute(0, 3, 1, 2)
+    output = finish_product(pixels, None, scale, bias, activation, out_dtype, stream).permute(0, 3, 1, 2)
     layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     return output.contiguous(memory_format=layout)
 
@@ -142,7 +142,7 @@ def int8_linear(
             quantized.view(input.shape), values, indices, None, None, torch.int32, "none", stream
         )
         wide = None if bias is None else bias.float()
-        return _finish(sums, scale, weight_scale, wide, activation, input.dtype, stream)
+        return finish_product(sums, scale, weight_scale, wide, activation, input.dtype, stream)
     if not few or not device_kernels.usable(input):
         return int8_linear_torch(input, values, indices, weight_scale, input_scale, bias, activation)
     x = input.reshape(-1, k)
@@ -180,7 +180,7 @@ def int8_conv2d(
     pixels = sums.permute(0, 2, 3, 1)
     of_tokens = scale.repeat_interleave(pixels.shape[1] * pixels.shape[2])
     wide = None if bias is None else bias.float()
-    output = _finish(pixels, of_tokens, weight_scale, wide, activation, input.dtype, stream)
+    output = finish_product(pixels, of_tokens, weight_scale, wide, activation, input.dtype, stream)
     layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     return output.permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
@@ -204,7 +204,7 @@ def scaled_linear(
     if not chosen.sparse:
         return _dense_linear(*operands, stream)
     product = linear_sparse(input, weight, parts.fused, parts.product_dtype, chosen, call, stream)
-    return _finish(product, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
+    return finish_product(product, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
 
 
 def scaled_conv2d(
@@ -230,6 +230,6 @@ def scaled_conv2d(
         return _dense_conv2d(*operands, stream)
     product = conv2d_sparse(input, weight, window, parts.fused, parts.product_dtype, chosen, call, stream)
     pixels = product.permute(0, 2, 3, 1)
-    rest = _finish(pixels, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
+    rest = finish_product(pixels, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
     layout = torch.channels_last if is_channels_last(product) else torch.contiguous_format
     return rest.permute(0, 3, 1, 2).contiguous(memory_format=layout)
