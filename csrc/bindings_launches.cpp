@@ -1,4 +1,5 @@
-// A layer's products on a GPU without Python: launches that ran before, repeated by one C call.
+// A layer's products on a GPU without Python: launches that ran before, repeated by one C call. Of cuSPARSELt, on a
+// blob, or of the kernel for few tokens, on the canonical form: from the layer's dicts, or where it is away from them.
 //
 // The long way (nn/on_device.py, ops/cuda) decides how a product runs, makes the plan and the blob, and notes here what
 // it did, by count of tokens and stream. A call repeats that if everything it depended on is as it was. Most of it is
@@ -6,6 +7,8 @@
 // the library counts the epoch up. What is left is looked at: whose dicts these are, the bias, who listens, the device,
 // the stream and whether it captures a CUDA graph, which the long way has to see. What differs is declined, nothing
 // having been done.
+//
+// Over 300 lines: what a launch is, what a call looks at, and what it does with it belong together.
 
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "bindings_torch.h"
+#include "few_tokens_call.h"
 
 namespace py = pybind11;
 using namespace sparse24;
@@ -47,12 +51,14 @@ struct Part {
 };
 
 struct Launch {
-  std::int64_t n, m, k;
-  DType dtype;
-  bool has_bias;
-  void* stream;
+  std::int64_t n = 0, m = 0, k = 0;
+  DType dtype = DType::kFloat16;
+  bool has_bias = false;
+  void* stream = nullptr;
   py::object activation;
   std::vector<Part> parts;
+  FewTokensFunction few = nullptr;  // then there are no parts
+  py::object values, indices;       // for it, where they are away from the layer's dicts; else None
 };
 
 using PartArguments = std::tuple<std::int64_t, cusparselt::Product, cusparselt::BlobKey, std::size_t, py::object>;
@@ -61,10 +67,14 @@ using PartArguments = std::tuple<std::int64_t, cusparselt::Product, cusparselt::
 class Launches {
  public:
   Launches(const py::object& parameters, const py::object& buffers, py::object ask_stream)
-      : parameters_(parameters), buffers_(buffers), ask_stream_(std::move(ask_stream)) {}
+      : are_away_(!parameters.is_none()), ask_stream_(std::move(ask_stream)) {
+    if (are_away_) parameters_ = py::weakref(parameters), buffers_ = py::weakref(buffers);
+  }
 
   void add(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
            std::uintptr_t stream, const std::vector<PartArguments>& parts);
+  void add_few(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
+               std::uintptr_t stream, std::uintptr_t function, py::object values, py::object indices);
   void clear() {
     std::vector<std::shared_ptr<const Launch>> gone;  // their tensors may call Python as they go
     gone.swap(launches_);
@@ -79,41 +89,60 @@ class Launches {
   bool has_autocast(const Torch& t, DType dtype) const;
   std::shared_ptr<const Launch> find(std::int64_t n, std::int64_t k, DType dtype, void* stream) const;
 
-  py::weakref parameters_, buffers_;  // the dicts that the weight is away from
-  py::object ask_stream_;             // the index of a device to the handle of its current stream
+  void keep(std::uint64_t epoch, const py::object& input, Launch launch);
+
+  bool are_away_;                    // whether the weight is away from the layer's dicts
+  py::object parameters_, buffers_;  // weak references to these dicts
+  py::object ask_stream_;            // the index of a device to the handle of its current stream
   dlpack::Device device_{};
   std::uint64_t epoch_ = 0;
   std::vector<std::shared_ptr<const Launch>> launches_;
 };
 
-void Launches::add(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
-                   std::uintptr_t stream, const std::vector<PartArguments>& parts) {
+// Counts, columns and dtype are those of the input.
+void Launches::keep(std::uint64_t epoch, const py::object& input, Launch launch) {
   const Torch& t = torch();
   dlpack::Tensor x;
-  DType dtype;
-  if (epoch != current_epoch || t.table == nullptr || !view(t, input.ptr(), x) || !floating(x, dtype) || x.ndim < 1) {
+  if (epoch != current_epoch || t.table == nullptr || !view(t, input.ptr(), x) || !floating(x, launch.dtype) ||
+      x.ndim < 1) {
     return;
   }
-  std::int64_t n = 1;
-  for (int i = 0; i < x.ndim - 1; ++i) n *= x.shape[i];
-  auto made = std::make_shared<Launch>(
-      Launch{n, m, x.shape[x.ndim - 1], dtype, has_bias, reinterpret_cast<void*>(stream), std::move(activation), {}});
-  for (const auto& [first, product, key, workspace, blob] : parts) {
-    dlpack::Tensor bytes;
-    if (!view(t, blob.ptr(), bytes)) return;
-    made->parts.push_back({first, product, key, workspace, blob, bytes.data});
-  }
+  launch.n = 1, launch.k = x.shape[x.ndim - 1];
+  for (int i = 0; i < x.ndim - 1; ++i) launch.n *= x.shape[i];
   const bool elsewhere = x.device.type != device_.type || x.device.id != device_.id;
   if (epoch_ != current_epoch || elsewhere || launches_.size() >= kMostLaunches) clear();
   std::erase_if(launches_, [&](const auto& other) {
-    return other->n == n && other->k == made->k && other->dtype == dtype && other->stream == made->stream;
+    return other->n == launch.n && other->k == launch.k && other->dtype == launch.dtype &&
+           other->stream == launch.stream;
   });
   epoch_ = current_epoch;
   device_ = x.device;
-  launches_.push_back(std::move(made));
+  launches_.push_back(std::make_shared<const Launch>(std::move(launch)));
 }
 
-PyObject* referent(const py::weakref& reference) {
+void Launches::add(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
+                   std::uintptr_t stream, const std::vector<PartArguments>& parts) {
+  Launch launch{
+      .m = m, .has_bias = has_bias, .stream = reinterpret_cast<void*>(stream), .activation = std::move(activation)};
+  for (const auto& [first, product, key, workspace, blob] : parts) {
+    dlpack::Tensor bytes;
+    if (torch().table == nullptr || !view(torch(), blob.ptr(), bytes)) return;
+    launch.parts.push_back({first, product, key, workspace, blob, bytes.data});
+  }
+  keep(epoch, input, std::move(launch));
+}
+
+void Launches::add_few(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation,
+                       bool has_bias, std::uintptr_t stream, std::uintptr_t function, py::object values,
+                       py::object indices) {
+  Launch launch{
+      .m = m, .has_bias = has_bias, .stream = reinterpret_cast<void*>(stream), .activation = std::move(activation)};
+  launch.few = reinterpret_cast<FewTokensFunction>(function);
+  launch.values = std::move(values), launch.indices = std::move(indices);
+  keep(epoch, input, std::move(launch));
+}
+
+PyObject* referent(const py::object& reference) {
 #if PY_VERSION_HEX >= 0x030D0000
   PyObject* found = nullptr;
   if (PyWeakref_GetRef(reference.ptr(), &found) <= 0) return PyErr_Clear(), nullptr;
@@ -129,6 +158,7 @@ bool Launches::are_of(const Torch& t, PyObject* state) const {
   PyObject *parameters = PyDict_GetItemWithError(state, t.parameters),
            *buffers = PyDict_GetItemWithError(state, t.buffers);
   if (parameters == nullptr || buffers == nullptr) return PyErr_Clear(), false;
+  if (!are_away_) return true;  // the weight is read from them
   return parameters == referent(parameters_) && buffers == referent(buffers_);
 }
 
@@ -160,6 +190,13 @@ bool ask(PyObject* callable, int device, void*& stream) {
   return PyErr_Occurred() == nullptr || (PyErr_Clear(), false);
 }
 
+// The number of the enum; the activation is one of an operator that has run.
+int activation_code(PyObject* name) {
+  static constexpr const char* kNames[] = {"none", "relu", "gelu", "gelu_tanh"};
+  const auto is = [name](const char* other) { return PyUnicode_CompareWithASCIIString(name, other) == 0; };
+  return static_cast<int>(std::find_if(std::begin(kNames), std::end(kNames), is) - std::begin(kNames));
+}
+
 // The address of the bias; false: it is not as the launch had it, or wants a gradient.
 bool read_bias(const Torch& t, PyObject* bias, const Launch& launch, const dlpack::Device& device, const void*& data) {
   data = nullptr;
@@ -168,17 +205,71 @@ bool read_bias(const Torch& t, PyObject* bias, const Launch& launch, const dlpac
   dlpack::Tensor b;
   DType dtype;
   if (!view(t, bias, b) || !floating(b, dtype) || dtype != launch.dtype || b.ndim != 1 || b.shape[0] != launch.m ||
-      b.device.type != device.type || b.device.id != device.id || !contiguous(b) || !aligned(b.data)) {
+      b.device.type != device.type || b.device.id != device.id || !contiguous(b) ||
+      (launch.few == nullptr && !aligned(b.data))) {
     return false;
   }
   data = b.data;
   return !says(t.grad) || !is_set(bias, t.requires_grad);
 }
 
-// The launches, without the GIL: a full queue makes them wait. False: the library refused one.
-bool queue(const Launch& launch, int device, const dlpack::Tensor& x, void* y, const void* bias, void* workspace) {
+// values and indices of a launch for few tokens, which the caller has to keep: false where they are not as it wants.
+struct Canonical {
+  py::object values, indices;
+  const void* values_data = nullptr;
+  const std::uint8_t* indices_data = nullptr;
+
+  bool read(const Torch& t, const Launch& launch, const dlpack::Device& device, PyObject* state) {
+    values = launch.values, indices = launch.indices;
+    if (values.is_none()) {
+      values = in_dict(state, t.parameters, t.values);
+      indices = in_dict(state, t.buffers, t.indices);
+    }
+    dlpack::Tensor v, i;
+    DType dtype;
+    const auto here = [&](const dlpack::Tensor& tensor) {
+      return tensor.device.type == device.type && tensor.device.id == device.id && tensor.ndim == 2 &&
+             tensor.shape[0] == launch.m && contiguous(tensor);
+    };
+    if (!values || !indices || !view(t, values.ptr(), v) || !view(t, indices.ptr(), i) || !floating(v, dtype) ||
+        dtype != launch.dtype || !here(v) || !here(i) || v.shape[1] != round_up(launch.k, 8) / 2 ||
+        i.shape[1] != round_up(launch.k, 8) / 8 || i.dtype.code != dlpack::kUInt || i.dtype.bits != 8) {
+      return false;
+    }
+    values_data = v.data, indices_data = static_cast<const std::uint8_t*>(i.data);
+    return !says(t.grad) || !is_set(values.ptr(), t.requires_grad);
+  }
+
+ private:
+  static py::object in_dict(PyObject* state, PyObject* dict, PyObject* name) {
+    PyObject* found = PyDict_GetItemWithError(state, dict);
+    found = found == nullptr ? nullptr : PyDict_GetItemWithError(found, name);
+    if (found == nullptr) PyErr_Clear();
+    return py::reinterpret_borrow<py::object>(found);
+  }
+};
+
+// The launches, without the GIL: a full queue makes them wait. False: one was refused.
+bool queue(const Launch& launch, int device, const Canonical& weight, const dlpack::Tensor& x, void* y,
+           const void* bias, void* workspace) {
+  const int activation = launch.few == nullptr ? 0 : activation_code(launch.activation.ptr());
   PyThreadState* state = PyEval_SaveThread();
   bool done = true;
+  if (launch.few != nullptr) {
+    const FewTokensCall call{x.data,
+                             launch.n,
+                             launch.k,
+                             launch.k,
+                             weight.values_data,
+                             weight.indices_data,
+                             launch.m,
+                             bias,
+                             y,
+                             launch.stream,
+                             static_cast<std::int32_t>(launch.dtype),
+                             activation};
+    done = launch.few(&call);
+  }
   try {
     for (const Part& part : launch.parts) {
       const std::int64_t bytes = launch.dtype == DType::kFloat32 ? 4 : 2;
@@ -213,7 +304,7 @@ PyObject* Launches::call(const Torch& t, PyObject* input, PyObject* state) {
     Py_RETURN_NOTIMPLEMENTED;
   }
   if (!view(t, input, x) || !floating(x, dtype) || x.device.type != device_.type || x.device.id != device_.id ||
-      x.ndim < 1 || x.ndim > kMostDims || !contiguous(x) || !aligned(x.data) || !are_of(t, state)) {
+      x.ndim < 1 || x.ndim > kMostDims || !contiguous(x) || !are_of(t, state)) {
     Py_RETURN_NOTIMPLEMENTED;
   }
   const int device = device_.id;
@@ -231,6 +322,8 @@ PyObject* Launches::call(const Torch& t, PyObject* input, PyObject* state) {
     PyErr_Clear();
     Py_RETURN_NOTIMPLEMENTED;
   }
+  Canonical weight;
+  if (launch->few == nullptr ? !aligned(x.data) : !weight.read(t, *launch, device_, state)) Py_RETURN_NOTIMPLEMENTED;
   shape[x.ndim - 1] = launch->m;
   for (std::int64_t i = x.ndim - 1, step = 1; i >= 0; step *= shape[i--]) strides[i] = step;
   PyObject* maker = device_.type == dlpack::kCPU ? t.make_cpu : t.make_cuda;
@@ -248,7 +341,7 @@ PyObject* Launches::call(const Torch& t, PyObject* input, PyObject* state) {
     if (scratch == nullptr) return Py_DECREF(output), nullptr;
   }
   const bool done = view(t, output, y) && (bytes == 0 || view(t, scratch, workspace)) &&
-                    queue(*launch, device, x, y.data, bias, workspace.data);
+                    queue(*launch, device, weight, x, y.data, bias, workspace.data);
   Py_XDECREF(scratch);
   if (done) return output;
   Py_DECREF(output);
@@ -279,6 +372,8 @@ void bind_launches(py::module_& m) {
             return py::reinterpret_steal<py::object>(output);
           },
           py::arg("input"), py::arg("state"))
+      .def("add_few", &Launches::add_few, py::arg("epoch"), py::arg("input"), py::arg("m"), py::arg("activation"),
+           py::arg("has_bias"), py::arg("stream"), py::arg("function"), py::arg("values"), py::arg("indices"))
       .def("clear", &Launches::clear)
       .def("__len__", &Launches::size)
       // A copy of a layer, and a file, have none.

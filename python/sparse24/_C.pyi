@@ -105,6 +105,18 @@ class Launches:
         stream: int,
         parts: Sequence[tuple[int, Product, BlobKey, int, object]],
     ) -> None: ...
+    def add_few(
+        self,
+        epoch: int,
+        input: object,
+        m: int,
+        activation: object,
+        has_bias: bool,
+        stream: int,
+        function: int,
+        values: object,
+        indices: object,
+    ) -> None: ...
     def call(self, input: object, state: dict[str, Any]) -> Any: ...
     def clear(self) -> None: ...
     def __len__(self) -> int: ...

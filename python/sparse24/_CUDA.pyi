@@ -62,6 +62,8 @@ def quantize_per_token(
 ) -> None: ...
 
 FEW_TOKENS: int
+#: The address of a FewTokensFunction (csrc/few_tokens_call.h), for ``_C.Launches``.
+few_tokens_function: int
 
 def few_tokens(
     x: int,

@@ -28,7 +28,7 @@ from ..ops.cuda import memory
 from ..ops.cuda.blobs import Derived, Name, Operands
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.launch import parts_of
-from ..ops.cuda.repeats import Done, Launches, add, launches_for, may_repeat
+from ..ops.cuda.repeats import Done, Launches, add, add_few, launches_for, may_repeat
 from ..ops.cuda.weights import adopt, derived_of, keep_dense
 from ..ops.registry import Error
 from .lent import Lent, is_held
@@ -245,6 +245,7 @@ class DeviceForms:
             tensors = own.bring()
             self._own, self._derived = None, self._derived.renewed()
             self._forget_launches()
+            self._launches = None  # the next ones are for a weight that is in the dicts
             for reference, tensor in zip(self._dicts, tensors, strict=True):
                 lent = reference()
                 if lent is not None:
@@ -318,17 +319,27 @@ class DeviceForms:
     def repeat(self, layer: CompressedModule, done: Done) -> None:
         """Have ``call_linear`` do again what a call has done, for as long as the weight is in this form."""
         with self.lock:
-            if self.own_of(layer) is None or not may_repeat(done):
+            own, held, parts = self.own_of(layer), self._derived.blobs, []
+            if not may_repeat(done):
                 return
-            parts = parts_of(done.launch, done.input.shape[:-1].numel())
-            held = self._derived.blobs
-            if not parts or any(held.get((done.launch.rows, p.plan.key)) is not p.blob for p in parts):
+            if done.launch is not None:
+                parts = [] if own is None else parts_of(done.launch, done.input.shape[:-1].numel())
+                rows = done.launch.rows
+                if not parts or any(held.get((rows, p.plan.key)) is not p.blob for p in parts):
+                    return
+            if own is not None and own.here is None and not parts:
                 return
             if self._launches is None:
-                self._launches = launches_for(layer.__dict__["_parameters"], layer.__dict__["_buffers"])
+                state = layer.__dict__
+                self._launches = launches_for(
+                    None if own is None else (state["_parameters"], state["_buffers"])
+                )
             if self._launches is not None:
                 layer.__dict__["_launches"] = self._launches
-                add(self._launches, done, parts)
+                if parts:
+                    add(self._launches, done, parts)
+                else:
+                    add_few(self._launches, done, None if own is None else own.here)
 
     def _forget_launches(self) -> None:
         if self._launches is not None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..ops.cuda.blobs import Derived, Operands
 from ..ops.cuda.cusparselt import Stream
-from ..ops.cuda.launch import Launch
 from ..ops.cuda.operators import current_stream
 from ..ops.cuda.repeats import Done
 from ..ops.cuda.weights import Weight
@@ -43,8 +42,8 @@ class LayerWeight(Weight):
     def source(self) -> Operands:
         return self.forms.source(self._layer, self._stream)
 
-    def note(self, launch: Launch, input: Tensor) -> None:
-        self.done = Done(launch, input)
+    def note(self, done: Done) -> None:
+        self.done = done
 
     def read(self, stream: Stream) -> Operands:
         forced = self._asked and self._derived is None  # it would have run on the blob

@@ -199,6 +199,11 @@ def few_tokens(
     return y
 
 
+def few_tokens_function() -> int:
+    """The address of the kernel's launch, for ``_C.Launches``; 0: it is not built."""
+    return _CUDA.few_tokens_function if BUILT else 0
+
+
 def epilogue(
     product: Tensor, token_scale: Tensor | None, row_scale: Tensor | None, bias: Tensor | None,
     activation: str, out_dtype: torch.dtype, stream: int,

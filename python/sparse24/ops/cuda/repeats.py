@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from ... import _C
+from .blobs import Operands
+from .cusparselt import Stream
+from .device_kernels import few_tokens_function
 from .launch import Launch, Part
 
 Launches = _C.Launches
@@ -27,25 +30,49 @@ _DTYPES = (torch.float16, torch.bfloat16)
 class Done(NamedTuple):
     """A call that has run."""
 
-    launch: Launch
     input: Tensor
+    stream: Stream
+    m: int
+    activation: str
+    has_bias: bool
+    epoch: int  #: of the figures that it went by
+    launch: Launch | None  #: None: the kernel for few tokens, on the canonical form
 
 
-def launches_for(parameters: dict[str, Any], buffers: dict[str, Any]) -> Launches | None:
-    """An empty collection for the layer with these dicts, which it refers to weakly; None: no CUDA here."""
+def epoch() -> int:
+    """Grows with every change of figures or of the library (``route.forget``)."""
+    return _C.launches_epoch()
+
+
+def launches_for(dicts: tuple[dict[str, Any], dict[str, Any]] | None) -> Launches | None:
+    """An empty collection; None: no CUDA here.
+
+    Args:
+        dicts: of the layer, which the weight is away from; they are referred to weakly. None: it is in them.
+    """
+    parameters, buffers = dicts or (None, None)
     return None if ask_stream is None else Launches(parameters, buffers, ask_stream)
 
 
 def may_repeat(done: Done) -> bool:
     """Whether a call like this one may be repeated at all."""
-    return done.input.dtype in _DTYPES and not done.launch.stream.is_capturing
+    narrow = done.launch is None or done.input.dtype in _DTYPES
+    return narrow and not done.stream.is_capturing
 
 
 def add(launches: Launches, done: Done, parts: list[Part]) -> None:
     """Repeat ``done``, which made these launches, from now on; nothing happens if figures changed since."""
-    launch = done.launch
-    has_bias = launch.epilogue.bias is not None
     launches.add(
-        launch.route.epoch, done.input, launch.call.m, launch.call.activation, has_bias, launch.stream.handle,
+        done.epoch, done.input, done.m, done.activation, done.has_bias, done.stream.handle,
         [(p.first, p.plan.product, p.blob.key, p.plan.workspace_bytes, p.blob.data) for p in parts],
     )  # fmt: skip
+
+
+def add_few(launches: Launches, done: Done, canonical: Operands | None) -> None:
+    """Repeat ``done`` by the kernel for few tokens, on ``canonical``, or on what the layer's dicts hold."""
+    function = few_tokens_function()
+    if function:
+        launches.add_few(
+            done.epoch, done.input, done.m, done.activation, done.has_bias, done.stream.handle, function,
+            *(canonical or (None, None)),
+        )  # fmt: skip

@@ -19,7 +19,7 @@ from .blobs import Derived, Operands
 from .cusparselt import Stream
 
 if TYPE_CHECKING:
-    from .launch import Launch
+    from .repeats import Done
 
 
 class Weight(ABC):
@@ -45,8 +45,8 @@ class Weight(ABC):
     def read(self, stream: Stream) -> Operands:
         """The canonical form on the device, for a product on ``stream`` that reads it: it stays there."""
 
-    def note(self, launch: Launch, input: Tensor) -> None:  # noqa: B027  most have nobody to tell
-        """A product has run as ``launch`` says, on ``input`` as it lies; it may be repeated so."""
+    def note(self, done: Done) -> None:  # noqa: B027  most have nobody to tell
+        """A product has run, on an input as it lies; it may be repeated so."""
 
     def dense(self, stream: Stream) -> Tensor:
         """The dense weight [m, K]: the copy if one is kept, else expanded for this call."""
