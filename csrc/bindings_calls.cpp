@@ -7,7 +7,7 @@
 // when a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
 // operator finds the words for that. Where torch has no such table (before 2.10) the answer is always that.
 //
-// A layer on a GPU has launches prepared (bindings_launches.cpp); then call_linear is one of those.
+// A layer on a GPU has launches prepared (bindings_launches.cpp); then a call is one of those.
 //
 // Over 300 lines: how a layer is read and the two calls are one story.
 
@@ -34,16 +34,6 @@ namespace {
 
 bool on_cpu(const Torch& t, PyObject* object, dlpack::Tensor& out) {
   return view(t, object, out) && out.device.type == dlpack::kCPU;
-}
-
-// [N, C, H, W] that lies as [N, H, W, C].
-bool channels_last(const dlpack::Tensor& x) {
-  std::int64_t expected = 1;
-  for (const int i : {1, 3, 2, 0}) {
-    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
-    expected *= x.shape[i];
-  }
-  return true;
 }
 
 // A product of fewer multiply-adds is over before a thread would be awake, or could use the GIL.
@@ -266,7 +256,13 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2 || !read_operands(t, arguments, t.conv, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2) Py_RETURN_NOTIMPLEMENTED;
+  if (PyObject* launches = launches_of(t, arguments[1])) {
+    PyObject* output = call_launch(arguments, launches);
+    if (output != Py_NotImplemented) return output;
+    Py_DECREF(output);
+  }
+  if (!read_operands(t, arguments, t.conv, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
   PyObject* window = PyDict_GetItemWithError(arguments[1], t.window);
   if (window == nullptr || !PyTuple_Check(window) || PyTuple_GET_SIZE(window) != 9) {
     PyErr_Clear();

@@ -50,12 +50,31 @@ struct Part {
   const void* blob_data;
 };
 
+struct Size {
+  std::int64_t tokens, columns;
+};
+
+// False: an input of another kind than launches take. A layer with a window is a convolution.
+bool size_of(const dlpack::Tensor& x, bool is_window, Size& size) {
+  if (is_window) {
+    if (x.ndim != 4 || contiguous(x) || !channels_last(x)) return false;
+    size = {x.shape[0] * x.shape[2] * x.shape[3], x.shape[1]};
+    return true;
+  }
+  if (x.ndim < 1 || x.ndim > kMostDims || !contiguous(x)) return false;
+  size = {1, x.shape[x.ndim - 1]};
+  for (int i = 0; i < x.ndim - 1; ++i) size.tokens *= x.shape[i];
+  return true;
+}
+
+// One way to run an input of so many tokens.
 struct Launch {
   std::int64_t n = 0, m = 0, k = 0;
   DType dtype = DType::kFloat16;
   bool has_bias = false;
   void* stream = nullptr;
   py::object activation;
+  py::object window;  // of a 1 x 1 convolution, whose pixels are the tokens, channels_last; else None
   std::vector<Part> parts;
   FewTokensFunction few = nullptr;  // then there are no parts
   py::object values, indices;       // for it, where they are away from the layer's dicts; else None
@@ -72,7 +91,7 @@ class Launches {
   }
 
   void add(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
-           std::uintptr_t stream, const std::vector<PartArguments>& parts);
+           std::uintptr_t stream, const std::vector<PartArguments>& parts, py::object window);
   void add_few(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
                std::uintptr_t stream, std::uintptr_t function, py::object values, py::object indices);
   void clear() {
@@ -99,16 +118,24 @@ class Launches {
   std::vector<std::shared_ptr<const Launch>> launches_;
 };
 
+Launch begin(std::int64_t m, py::object activation, bool has_bias, std::uintptr_t stream) {
+  Launch launch;
+  launch.m = m, launch.activation = std::move(activation);
+  launch.has_bias = has_bias, launch.stream = reinterpret_cast<void*>(stream);
+  launch.window = py::none();
+  return launch;
+}
+
 // Counts, columns and dtype are those of the input.
 void Launches::keep(std::uint64_t epoch, const py::object& input, Launch launch) {
   const Torch& t = torch();
   dlpack::Tensor x;
+  Size size;
   if (epoch != current_epoch || t.table == nullptr || !view(t, input.ptr(), x) || !floating(x, launch.dtype) ||
-      x.ndim < 1) {
+      !size_of(x, !launch.window.is_none(), size)) {
     return;
   }
-  launch.n = 1, launch.k = x.shape[x.ndim - 1];
-  for (int i = 0; i < x.ndim - 1; ++i) launch.n *= x.shape[i];
+  launch.n = size.tokens, launch.k = size.columns;
   const bool elsewhere = x.device.type != device_.type || x.device.id != device_.id;
   if (epoch_ != current_epoch || elsewhere || launches_.size() >= kMostLaunches) clear();
   std::erase_if(launches_, [&](const auto& other) {
@@ -121,9 +148,9 @@ void Launches::keep(std::uint64_t epoch, const py::object& input, Launch launch)
 }
 
 void Launches::add(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation, bool has_bias,
-                   std::uintptr_t stream, const std::vector<PartArguments>& parts) {
-  Launch launch{
-      .m = m, .has_bias = has_bias, .stream = reinterpret_cast<void*>(stream), .activation = std::move(activation)};
+                   std::uintptr_t stream, const std::vector<PartArguments>& parts, py::object window) {
+  Launch launch = begin(m, std::move(activation), has_bias, stream);
+  launch.window = std::move(window);
   for (const auto& [first, product, key, workspace, blob] : parts) {
     dlpack::Tensor bytes;
     if (torch().table == nullptr || !view(torch(), blob.ptr(), bytes)) return;
@@ -135,8 +162,7 @@ void Launches::add(std::uint64_t epoch, const py::object& input, std::int64_t m,
 void Launches::add_few(std::uint64_t epoch, const py::object& input, std::int64_t m, py::object activation,
                        bool has_bias, std::uintptr_t stream, std::uintptr_t function, py::object values,
                        py::object indices) {
-  Launch launch{
-      .m = m, .has_bias = has_bias, .stream = reinterpret_cast<void*>(stream), .activation = std::move(activation)};
+  Launch launch = begin(m, std::move(activation), has_bias, stream);
   launch.few = reinterpret_cast<FewTokensFunction>(function);
   launch.values = std::move(values), launch.indices = std::move(indices);
   keep(epoch, input, std::move(launch));
@@ -303,19 +329,21 @@ PyObject* Launches::call(const Torch& t, PyObject* input, PyObject* state) {
     clear();
     Py_RETURN_NOTIMPLEMENTED;
   }
+  PyObject* window = PyDict_GetItemWithError(state, t.window);
+  Size size;
   if (!view(t, input, x) || !floating(x, dtype) || x.device.type != device_.type || x.device.id != device_.id ||
-      x.ndim < 1 || x.ndim > kMostDims || !contiguous(x) || !are_of(t, state)) {
+      !size_of(x, window != nullptr, size) || !are_of(t, state)) {
+    PyErr_Clear();
     Py_RETURN_NOTIMPLEMENTED;
   }
   const int device = device_.id;
   void* stream = nullptr;
   if (!ask(ask_stream_.ptr(), device, stream) || !may_launch(device, stream)) Py_RETURN_NOTIMPLEMENTED;
-  std::int64_t shape[kMostDims], strides[kMostDims], n = 1;
-  for (int i = 0; i < x.ndim - 1; ++i) n *= shape[i] = x.shape[i];
-  const std::shared_ptr<const Launch> launch = find(n, x.shape[x.ndim - 1], dtype, stream);
+  const std::shared_ptr<const Launch> launch = find(size.tokens, size.columns, dtype, stream);
   const void* bias = nullptr;
   PyObject* activation = PyDict_GetItemWithError(state, t.activation);
-  if (launch == nullptr || activation != launch->activation.ptr() || somebody_listens(t) || has_autocast(t, dtype) ||
+  if (launch == nullptr || activation != launch->activation.ptr() ||
+      (window == nullptr ? Py_None : window) != launch->window.ptr() || somebody_listens(t) || has_autocast(t, dtype) ||
       says(t.is_neg, input) || (says(t.grad) && is_set(input, t.requires_grad)) ||
       !read_bias(t, PyDict_GetItemWithError(PyDict_GetItemWithError(state, t.parameters), t.bias), *launch, device_,
                  bias)) {
@@ -324,8 +352,16 @@ PyObject* Launches::call(const Torch& t, PyObject* input, PyObject* state) {
   }
   Canonical weight;
   if (launch->few == nullptr ? !aligned(x.data) : !weight.read(t, *launch, device_, state)) Py_RETURN_NOTIMPLEMENTED;
-  shape[x.ndim - 1] = launch->m;
-  for (std::int64_t i = x.ndim - 1, step = 1; i >= 0; step *= shape[i--]) strides[i] = step;
+  std::int64_t shape[kMostDims], strides[kMostDims];
+  std::copy_n(x.shape, x.ndim, shape);
+  if (window != nullptr) {
+    shape[1] = launch->m;
+    strides[0] = launch->m * shape[2] * shape[3], strides[1] = 1, strides[2] = launch->m * shape[3];
+    strides[3] = launch->m;
+  } else {
+    shape[x.ndim - 1] = launch->m;
+    for (std::int64_t i = x.ndim - 1, step = 1; i >= 0; step *= shape[i--]) strides[i] = step;
+  }
   PyObject* maker = device_.type == dlpack::kCPU ? t.make_cpu : t.make_cuda;
   PyObject* output = make(maker, shape, strides, x.ndim, t.dtypes[static_cast<int>(dtype)]);
   if (output == nullptr) return nullptr;  // no memory
@@ -363,7 +399,7 @@ void bind_launches(py::module_& m) {
       .def(py::init<const py::object&, const py::object&, py::object>(), py::arg("parameters"), py::arg("buffers"),
            py::arg("ask_stream"))
       .def("add", &Launches::add, py::arg("epoch"), py::arg("input"), py::arg("m"), py::arg("activation"),
-           py::arg("has_bias"), py::arg("stream"), py::arg("parts"))
+           py::arg("has_bias"), py::arg("stream"), py::arg("parts"), py::arg("window"))
       .def(
           "call",
           [](Launches& self, const py::object& input, const py::dict& state) {

@@ -157,6 +157,15 @@ bool contiguous(const dlpack::Tensor& x) {
   return true;
 }
 
+bool channels_last(const dlpack::Tensor& x) {
+  std::int64_t expected = 1;
+  for (const int i : {1, 3, 2, 0}) {
+    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
+    expected *= x.shape[i];
+  }
+  return true;
+}
+
 PyObject* make(PyObject* maker, const std::int64_t* shape, const std::int64_t* strides, int ndim, PyObject* dtype) {
   PyObject *sizes = tuple_of(shape, ndim), *steps = tuple_of(strides, ndim), *made = nullptr;
   if (sizes != nullptr && steps != nullptr) {

@@ -47,6 +47,8 @@ bool view(const Torch& t, PyObject* object, dlpack::Tensor& out);
 
 bool floating(const dlpack::Tensor& x, DType& dtype);
 bool contiguous(const dlpack::Tensor& x);
+// [N, C, H, W] that lies as [N, H, W, C].
+bool channels_last(const dlpack::Tensor& x);
 
 // A new tensor by one of Torch's makers, or null with a Python error.
 PyObject* make(PyObject* maker, const std::int64_t* shape, const std::int64_t* strides, int ndim, PyObject* dtype);

@@ -104,6 +104,7 @@ class Launches:
         has_bias: bool,
         stream: int,
         parts: Sequence[tuple[int, Product, BlobKey, int, object]],
+        window: object,
     ) -> None: ...
     def add_few(
         self,

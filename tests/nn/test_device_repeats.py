@@ -37,8 +37,8 @@ from own_forms import (
     run,
     wait_for_handles,
 )
-from reference import assert_matches, linear_reference
-from sparse24 import SparseLinear
+from reference import assert_matches, conv2d_reference, linear_reference
+from sparse24 import SparseConv2d, SparseLinear, masks
 from sparse24.nn import on_device
 from sparse24.ops.cuda import repeats, route
 
@@ -466,3 +466,63 @@ def test_a_call_costs_its_host_what_a_small_dense_layer_does(
     emulator.set_idle(0)
     assert repeated(layer, x) is not None  # it was the launch that was timed
     assert isinstance(on_device.current_stream(x), EmulatedStream)
+
+
+# ---- convolutions ------------------------------------------------------------------------------------
+
+
+def _conv(kernel: int = 1, stride: int = 1, groups: int = 1) -> tuple[SparseConv2d, nn.Conv2d]:
+    dense = nn.Conv2d(32, 64, kernel, stride, padding=kernel // 2, groups=groups, dtype=HALF)
+    masks.prune_(dense.weight.data)
+    return SparseConv2d.from_dense(dense), dense
+
+
+def _images(*size: int, seed: int = 1) -> Tensor:
+    return randn(*size, seed=seed).contiguous(memory_format=torch.channels_last)
+
+
+def test_a_1x1_convolution_of_pixels_is_repeated(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, dense = _conv()
+    layer.activation = "relu"
+    for seed, size in enumerate([(2, 32, 4, 6), (2, 32, 6, 4), (3, 32, 4, 4)]):
+        x = _images(*size, seed=seed)
+        output = run(layer, x) if seed == 0 else repeated(layer, x)
+        assert output is not None
+        assert_matches(output, conv2d_reference(x, dense.weight, dense.bias).relu())
+        assert output.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(SparseConv2d, "_general", lambda self, input: pytest.fail("the long way"))
+    before = emulator.launches()
+    layer(x)
+    assert emulator.launches() == before + 1
+    assert frames_of(lambda: layer(x)) <= 12
+
+
+def test_other_convolutions_and_layouts_go_the_long_way() -> None:
+    layer, dense = _conv()
+    x = _images(2, 32, 4, 6)
+    run(layer, x)
+    assert repeated(layer, x) is not None
+    for other in (x.contiguous(), x[:, :, :2], _images(1, 32, 4, 6)):
+        assert repeated(layer, other) is None
+        assert_matches(run(layer, other), conv2d_reference(other, dense.weight, dense.bias))
+    assert repeated(layer, torch.randn(48, 32).half()) is None
+    layer._window = (*layer._window[:8], 1)  # an equal window is another one
+    assert repeated(layer, x) is None
+    run(layer, x)
+    assert repeated(layer, x) is not None
+    layer.values.mul_(2)
+    assert repeated(layer, x) is None
+    assert_matches(run(layer, x), conv2d_reference(x, 2 * dense.weight, dense.bias))
+
+
+@pytest.mark.usefixtures("patches_gain")
+@pytest.mark.parametrize("geometry", [(3, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_convolutions_that_copy_or_have_groups_are_not_noted(geometry: tuple[int, int, int]) -> None:
+    layer, dense = _conv(*geometry)
+    x = _images(2, 32, 4, 6)
+    for _ in range(2):
+        expected = conv2d_reference(
+            x, dense.weight, dense.bias, stride=geometry[1], padding=geometry[0] // 2, groups=geometry[2]
+        )
+        assert_matches(run(layer, x), expected)
+        assert repeated(layer, x) is None

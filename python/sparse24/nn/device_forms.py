@@ -323,7 +323,7 @@ class DeviceForms:
             if not may_repeat(done):
                 return
             if done.launch is not None:
-                parts = [] if own is None else parts_of(done.launch, done.input.shape[:-1].numel())
+                parts = [] if own is None else parts_of(done.launch)
                 rows = done.launch.rows
                 if not parts or any(held.get((rows, p.plan.key)) is not p.blob for p in parts):
                     return
@@ -337,7 +337,7 @@ class DeviceForms:
             if self._launches is not None:
                 layer.__dict__["_launches"] = self._launches
                 if parts:
-                    add(self._launches, done, parts)
+                    add(self._launches, done, parts, layer.__dict__.get("_window"))
                 else:
                     add_few(self._launches, done, None if own is None else own.here)
 

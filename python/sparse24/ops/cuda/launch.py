@@ -179,12 +179,12 @@ class Part(NamedTuple):
     blob: blobs.Blob
 
 
-def parts_of(launch: Launch, n: int) -> list[Part]:
-    """The launches for ``n`` tokens that lie as the library reads them; empty: there is more to do.
+def parts_of(launch: Launch) -> list[Part]:
+    """The launches for all tokens of a call that lie as the library reads them; empty: there is more to do.
 
     More is to do where tokens are padded, or an activation follows in torch.
     """
-    chosen, call = launch.route, launch.call._replace(n=n)
+    chosen, call, n = launch.route, launch.call, launch.call.n
     counts = launched_tokens(call, chosen)
     whole = (chosen.m, chosen.k, chosen.epilogue) == (call.m, call.k, "none") and counts[0] <= n
     if not whole or launch.epilogue.scale is not None:

@@ -187,6 +187,9 @@ def conv2d_sparse(
         for first, part, lines in parts_of(x, window, out_size, chosen.k):
             matrix = rows_of(part, group, window, (lines, out_size), chosen.k, stream)
             multiply(launch, matrix, y[first:, group * chosen.m : (group + 1) * chosen.m])
+    if window.is_pointwise and window.groups == 1 and channels_last:
+        has_bias = epilogue.bias is not None
+        weight.note(Done(input, stream, m, call.activation, has_bias, chosen.epoch, launch))
     wanted = y[:tokens, : window.groups * m].contiguous()
     output = wanted.view(batch, *out_size, window.groups * m).permute(0, 3, 1, 2)
     if not channels_last:

@@ -60,11 +60,16 @@ def may_repeat(done: Done) -> bool:
     return narrow and not done.stream.is_capturing
 
 
-def add(launches: Launches, done: Done, parts: list[Part]) -> None:
-    """Repeat ``done``, which made these launches, from now on; nothing happens if figures changed since."""
+def add(launches: Launches, done: Done, parts: list[Part], window: object) -> None:
+    """Repeat ``done``, which made these launches, from now on; nothing happens if figures changed since.
+
+    Args:
+        window: of a layer that is a 1 x 1 convolution; None: it is linear.
+    """
     launches.add(
         done.epoch, done.input, done.m, done.activation, done.has_bias, done.stream.handle,
         [(p.first, p.plan.product, p.blob.key, p.plan.workspace_bytes, p.blob.data) for p in parts],
+        window,
     )  # fmt: skip
 
 
