@@ -218,7 +218,7 @@ PyObject* launches_of(const Torch& t, PyObject* state) {
 PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2 || t.table == nullptr) Py_RETURN_NOTIMPLEMENTED;  // then no name is known either
   if (PyObject* launches = launches_of(t, arguments[1])) {
     PyObject* output = call_launch(arguments, launches);
     if (output != Py_NotImplemented) return output;
@@ -256,7 +256,7 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2 || t.table == nullptr) Py_RETURN_NOTIMPLEMENTED;  // then no name is known either
   if (PyObject* launches = launches_of(t, arguments[1])) {
     PyObject* output = call_launch(arguments, launches);
     if (output != Py_NotImplemented) return output;
