@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparse24
+from reference import relative_error
 from sparse24.quant import from_compressed_tensors, quantize, reference
 
 from .networks import NETWORKS, pruned
@@ -36,6 +37,19 @@ def test_a_reference_computes_the_same(name: str, activations: str | None) -> No
             assert (
                 twin(x) - wanted
             ).abs().max() < 2e-3 * wanted.abs().max()  # a rounding that falls otherwise
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float8_layers_are_widened(name: str) -> None:
+    model, batches = NETWORKS[name]()
+    sparse24.to_sparse(model, when="always")
+    for module in model.modules():
+        if isinstance(module, sparse24.SparseLinear | sparse24.SparseConv2d):
+            module.to_float8()
+    twin = reference(model)
+    with torch.no_grad():
+        for x in batches:
+            assert relative_error(twin(x), model(x)) <= 8e-2
 
 
 def test_layers_are_left_alone_in_the_model_itself() -> None:

@@ -123,7 +123,7 @@ class SparseConv2d(CompressedModule):
         return ops.conv2d(input, *self._operands(), self.activation, self._window)
 
     def _product(self, input: Tensor) -> Tensor:
-        if int8.is_int8(self):
+        if int8.is_narrow(self):
             return int8.conv2d(self, input)
         if input.is_cuda:
             by_own_forms = self._on_device(input)

@@ -44,7 +44,7 @@ class _Reference(nn.Module):
             self.register_buffer("zeros", zeros)
             self.input_scale = None if input_scale is None else float(input_scale)
         else:
-            self.register_buffer("dense", weight)
+            self.register_buffer("dense", layer._view().dense().detach() if layer.is_float8 else weight)
         self.register_parameter("bias", layer.bias)
         self.activation = layer.activation
 
@@ -97,7 +97,8 @@ class ReferenceConv2d(_Reference):
 def reference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in eval mode without compressed layers: their weights dense, int8 where they were.
 
-    It computes what the model does, to rounding, and exports:
+    It computes what the model does, to rounding (weights of float8 are widened, and inputs of such layers not
+    rounded), and exports:
     ``torch.onnx.export(reference(model), inputs, dynamo=True)`` gives QuantizeLinear and DequantizeLinear
     around the products, with int8 weights in which pruned weights are zeros.
 
