@@ -2,6 +2,7 @@
 
 from .calibrated import oneshot, permute, sensitivity
 from .choose import explain, keep_dense, prepare, to_sparse, tune
+from .files import load, save
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
 from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense
 from .ops import Error
@@ -26,11 +27,13 @@ __all__ = [
     "explain",
     "is_sparse24",
     "keep_dense",
+    "load",
     "magnitude_mask",
     "oneshot",
     "permute",
     "prepare",
     "quantize",
+    "save",
     "sensitivity",
     "to_dense",
     "to_sparse",

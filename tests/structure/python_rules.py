@@ -36,7 +36,11 @@ DIRECTIONS = {
     "attention": "nn",
 }
 #: Steps against the directions that are known: file, room.
-KNOWN_DETOURS = {("nn/convert.py", "pruning"), ("nn/convertible.py", "pruning")}
+KNOWN_DETOURS = {
+    ("nn/convert.py", "pruning"),
+    ("nn/convertible.py", "pruning"),
+    ("nn/shells.py", "pruning"),
+}
 
 
 def modules(root: Path) -> list[Path]:

@@ -3,7 +3,11 @@
 from .choice import Choice, vocabularies_beside
 from .destination import check
 from .errors import FileError
+from .folders import check_folder, making, mark_config, prune_folder
 from .formats import StateFile, check_is_file, is_safetensors, read, write
+from .loading import load, read_all
+from .saving import save
+from .shards import is_index, shards_of
 from .state_dicts import prune, report
 from .streaming import prune_safetensors
 
@@ -12,12 +16,21 @@ __all__ = [
     "FileError",
     "StateFile",
     "check",
+    "check_folder",
     "check_is_file",
+    "is_index",
     "is_safetensors",
+    "load",
+    "making",
+    "mark_config",
     "prune",
+    "prune_folder",
     "prune_safetensors",
     "read",
+    "read_all",
     "report",
+    "save",
+    "shards_of",
     "vocabularies_beside",
     "write",
 ]

@@ -52,6 +52,13 @@ class Shown(NamedTuple):
         return len(self.shape) >= 2 and (isinstance(self.dtype, str) or self.dtype.is_floating_point)
 
 
+class Plan(NamedTuple):
+    """What becomes of the tensors of a state_dict, whatever files they are in."""
+
+    reasons: dict[str, str]  #: why a tensor is left alone; empty for one to prune
+    compressed: frozenset[str] | set[str] = frozenset()  #: written as what compressed layers hold
+
+
 class Choice(NamedTuple):
     """What the user and the files beside say."""
 

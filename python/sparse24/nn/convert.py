@@ -121,10 +121,10 @@ def _convert(
 ) -> tuple[Row, list[Undo]]:  # fmt: skip
     """Put the compressed layer in; the dense one is free when the caller has let go of it."""
     if not verdict.sparse:
-        return _row(name, module, None, verdict.remark), []
+        return row_of(name, module, None, verdict.remark), []
     sparse = build(module, dtype)
     remarks = (_remark(module, aliases.get(id(module), [])), verdict.remark)
-    row = _row(name, module, sparse, "; ".join(filter(None, remarks)))
+    row = row_of(name, module, sparse, "; ".join(filter(None, remarks)))
     is_cast = any(p.is_floating_point() and dtype not in (None, p.dtype) for p in module.parameters())
     undo = Undo(module, sparse, places[id(module)], is_cast)
     carry_over(module, sparse)
@@ -155,11 +155,11 @@ def to_dense(model: nn.Module) -> Report:
             continue
         activation = getattr(module, "activation", "none")
         if activation != "none" and id(module) not in folds:
-            rows.append(_row(name, module, None, f"fuses activation={activation!r}"))
+            rows.append(row_of(name, module, None, f"fuses activation={activation!r}"))
             continue
-        dense = _dense_of(module if activation == "none" else without_activation(module))
+        dense = dense_of(module if activation == "none" else without_activation(module))
         replacements.append((module, dense))
-        rows.append(_row(name, module, dense, ""))
+        rows.append(row_of(name, module, dense, ""))
     for old, new in replacements:  # every one is built: nothing can fail half-way
         carry_over(old, new)
         put(new, places[id(old)])
@@ -171,7 +171,7 @@ def to_dense(model: nn.Module) -> Report:
     return Report(tuple(rows))
 
 
-def _dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) -> nn.Module:
+def dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) -> nn.Module:
     """What a compressed layer was: its ``to_dense()``, or transformers' ``Conv1D``."""
     dense = module.to_dense()
     conv1d = getattr(module, "_dense_class", None)
@@ -256,7 +256,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
     return own + [weight for child in module.children() for weight in _weights(child)]
 
 
-def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: str) -> Row:
+def row_of(name: str, module: nn.Module, replacement: nn.Module | None, reason: str) -> Row:
     weights = [weight.detach() for weight in _weights(module)]
     numbers = (w.dense() if isinstance(w, CompressedWeight) and not w.is_meta else w for w in weights)
     before = bytes_of(module)
