@@ -1,5 +1,6 @@
 """2:4 structured sparsity for PyTorch: prune, retrain, store at half the size, run faster than dense."""
 
+from . import integrations as _integrations
 from .calibrated import oneshot, permute, sensitivity
 from .choose import explain, keep_dense, prepare, to_sparse, tune
 from .files import load, save
@@ -12,6 +13,8 @@ from .quant import quantize
 from .report import Report, Row
 
 __version__ = "0.1.0"
+
+_integrations.register()
 
 __all__ = [
     "Error",

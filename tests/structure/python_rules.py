@@ -26,8 +26,8 @@ DIRECTIONS = {
     "calibrated": f"files choose nn pruning {_LOW}",
     "quant": f"calibrated files choose nn pruning {_LOW}",
     "files": f"nn pruning {_LOW}",
-    "__init__": f"files {_MIDDLE}",
-    "integrations": f"__init__ files {_MIDDLE}",
+    "integrations": f"files {_MIDDLE}",
+    "__init__": f"files integrations {_MIDDLE}",  # which waits for other libraries to be imported
     "commands": f"__init__ files integrations {_MIDDLE}",
     "__main__": f"__init__ files integrations commands {_MIDDLE}",
     # The names of version 0.1, which scripts and pickles know, and nothing in the package.

@@ -4,14 +4,15 @@ from .choice import Choice, vocabularies_beside
 from .destination import check
 from .errors import FileError
 from .folders import check_folder, making, mark_config, prune_folder
-from .formats import StateFile, check_is_file, is_safetensors, read, write
+from .formats import METADATA_KEY, StateFile, check_is_file, is_safetensors, read, write
 from .loading import load, read_all
 from .saving import save
 from .shards import is_index, shards_of
 from .state_dicts import prune, report
-from .streaming import prune_safetensors
+from .streaming import prune_safetensors, read_header
 
 __all__ = [
+    "METADATA_KEY",
     "Choice",
     "FileError",
     "StateFile",
@@ -28,6 +29,7 @@ __all__ = [
     "prune_safetensors",
     "read",
     "read_all",
+    "read_header",
     "report",
     "save",
     "shards_of",

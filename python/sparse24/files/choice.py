@@ -57,6 +57,7 @@ class Plan(NamedTuple):
 
     reasons: dict[str, str]  #: why a tensor is left alone; empty for one to prune
     compressed: frozenset[str] | set[str] = frozenset()  #: written as what compressed layers hold
+    guard: str = ""  #: one of those, beside which a guard is written
 
 
 class Choice(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..nn.guard import is_guard
 from .errors import FileError
 from .formats import StateDict, StateFile
 
@@ -58,7 +59,7 @@ def _share(state: Mapping[str, Any], layers: set[str]) -> float:
 
 def _without_prefix(state: Mapping[Any, Any], layers: set[str]) -> dict[str, Any]:
     """The state_dict without prefixes that every name has, where more layers fit without."""
-    names = {name: value for name, value in state.items() if isinstance(name, str)}
+    names = {n: value for n, value in state.items() if isinstance(n, str) and not is_guard(n, state)}
     best = names
     while prefix := next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), ""):
         names = {name.removeprefix(prefix): value for name, value in names.items()}

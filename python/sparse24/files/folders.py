@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from ..nn.compressed import FORMAT
 from ..report import Report, Row
 from .choice import Choice, Plan, Shown
@@ -64,6 +66,8 @@ def prune_folder(
     headers = {file: _header(file, shards) for file in shards.files}
     shown = _all_shown(headers)
     plan = plan_of(shown, choice, compress)
+    if compress and _is_of_transformers(folder_of(source)):
+        plan = plan._replace(guard=_guarded(plan, shown))
     if dry_run or all(plan.reasons.values()):
         return Report(tuple(_rows_as_planned(headers, plan)), action="pruned")
     rows: dict[str, Row] = {}
@@ -120,7 +124,7 @@ def _rows_as_planned(headers: dict[Path, Header | dict[str, Shown]], plan: Plan)
 
 def _part_of(plan: Plan, held: dict[str, Shown]) -> Plan:
     reasons = {name: reason for name, reason in plan.reasons.items() if name in held}
-    return Plan(reasons, plan.compressed & held.keys())
+    return Plan(reasons, plan.compressed & held.keys(), plan.guard)
 
 
 def _write_one(
@@ -145,6 +149,8 @@ def _new_index(headers: dict[Path, Header | dict[str, Shown]], plan: Plan, shown
             continue
         for name, each in header.items():
             after = compressed_shapes(name, each) if name in plan.compressed else {name: each}
+            if name == plan.guard:
+                after[name] = Shown((0,), torch.uint8)
             where |= dict.fromkeys(after, file.name)
             size += sum(_size(one) for one in after.values())
     return index_text(where, size)
@@ -157,14 +163,25 @@ def _size(shown: Shown) -> int:
     return count * getattr(shown.dtype, "itemsize", 1)
 
 
+def _guarded(plan: Plan, shown: dict[str, Shown]) -> str:
+    """The weight that gets a guard: a matrix, and named as layers name theirs."""
+    fit = (name for name in shown if name in plan.compressed and name.endswith(".weight"))
+    return next((name for name in fit if len(shown[name].shape) == 2), "")
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
 def mark_config(folder: Path) -> None:
     """Say in a config.json of transformers that the weights beside it are sparse24's."""
     path = folder / "config.json"
-    try:
+    if _is_of_transformers(folder):
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if isinstance(config, dict) and "model_type" in config:
         config["quantization_config"] = {"quant_method": "sparse24", "format": FORMAT}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -144,6 +144,8 @@ def pruned_by(
                 tensor = done[_place(tensor)]  # noqa: PLW2901
                 is_kept = name not in plan.compressed
                 changed[name] = {name: tensor} if is_kept else compressed(name, tensor)
+                if name == plan.guard:
+                    changed[name][name] = torch.empty(0, dtype=torch.uint8)
                 if not is_kept:
                     del done[_place(each.tensors[name])]
             rows.append(_pruned_row(each.prefix, name, tensor, plan, shown[name]))

@@ -130,7 +130,8 @@ def outputs_of(piece: Piece, plan: Plan) -> list[tuple[str, str, list[int], int]
     if piece.name not in plan.compressed:
         return [(piece.name, piece.word, list(piece.shape), piece.size)]
     shapes = compressed_shapes(piece.name, piece.shown)
-    return [
+    guard = [(piece.name, "U8", [0], 0)] if piece.name == plan.guard else []
+    return guard + [
         (name, "U8" if name.endswith("indices") else piece.word, list(each.shape), bytes_of(each))
         for name, each in shapes.items()
     ]

@@ -13,6 +13,7 @@ from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight, sweep
 from . import int8, on_device
 from .forms import Form, with_values
+from .guard import is_guard
 from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
 
@@ -224,6 +225,8 @@ class CompressedModule(Unscriptable, nn.Module):
                 f"({FORMAT}): install a newer one"
             )
             return
+        if prefix + "weight" in state_dict and is_guard(prefix + "weight", state_dict):
+            state_dict = {key: each for key, each in state_dict.items() if key != prefix + "weight"}
         try:
             state_dict = with_values(state_dict, prefix, self._form, self._dtype())
         except ValueError as error:

@@ -14,6 +14,7 @@ from . import int8
 from .attention import SparseMultiheadAttention
 from .compressed import FORMAT, CompressedModule
 from .conv2d import SparseConv2d, _conv_arguments
+from .guard import is_guard
 from .linear import SparseLinear
 
 #: What a compressed layer has in a state_dict instead of ``weight``; the scales only where values are int8.
@@ -58,6 +59,8 @@ def load_compressed(
         return
     if prefix + "values" not in state_dict and prefix + "indices" not in state_dict:
         return
+    if prefix + "weight" in state_dict and is_guard(prefix + "weight", state_dict):
+        del state_dict[prefix + "weight"]
     if prefix + "weight" in state_dict or not isinstance(module.weight, Tensor):
         return  # torch itself says what is unexpected
     version = local_metadata.get("version") or FORMAT

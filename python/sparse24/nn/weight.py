@@ -208,6 +208,11 @@ class CompressedWeight(Tensor):
                 "to_dense() first"
             )
 
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """By which transformers knows what was loaded and gets no random numbers: that of ``values``."""
+        return getattr(self._kept_values, "_is_hf_initialized", False)
+
     def apply_(self, function: Callable[[Any], Any]) -> Tensor:
         return self.copy_(self.dense().apply_(function))
 

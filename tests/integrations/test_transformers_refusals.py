@@ -1,0 +1,124 @@
+"""Folders whose config and weights disagree, and when the quantizer is known to transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+import sparse24
+from sparse24.integrations.transformers import Sparse24Quantizer
+
+from .families import bert, llama, run, saved
+
+pytestmark = [
+    pytest.mark.usefixtures("seeded"),
+    # transformers and accelerate in versions of their own choice
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
+]
+
+
+# ---- what does not fit -------------------------------------------------------------------------------
+
+
+def refused(folder: Path, says: str, kind: Any = hf.AutoModelForSequenceClassification) -> None:
+    with pytest.raises(ValueError, match=says):
+        kind.from_pretrained(folder)
+
+
+def test_dense_weights_with_the_config_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    model, _ = bert()
+    save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "config.json says that the weights are sparse24's, but none is compressed")
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    model, _ = llama()
+    model.config.save_pretrained(folder)
+    other = json.loads((folder / "config.json").read_text())
+    other["quantization_config"] = config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(other))
+    refused(
+        folder, r"does not fit LlamaForCausalLM: bert.* is compressed in it, and no layer of the model, and",
+        hf.AutoModelForCausalLM,
+    )  # fmt: skip
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["format"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "has the format 2 of sparse24, which this version does not know")
+
+
+def test_damaged_and_missing_tensors_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense"
+    save_file(state | {f"{name}.indices": torch.zeros_like(state[f"{name}.indices"])},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    refused(folder, f"{name}.indices are damaged")
+    del state[f"{name}.bias"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, f"{name}.bias is missing in the file")
+
+
+def test_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] = 256
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        hf.AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_without_sparse24_nothing_random_comes_back(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    ran = run(
+        "import sys, transformers; "
+        "transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])",
+        folder,
+    )
+    assert ran.returncode
+    assert "Unknown quantization type, got sparse24" in ran.stderr
+    assert "MISMATCH" in ran.stdout + ran.stderr
+    assert "RuntimeError: You set `ignore_mismatched_sizes` to `False`" in ran.stderr
+
+
+# ---- when it is registered ---------------------------------------------------------------------------
+
+KNOWN = """
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers import PreTrainedModel
+assert "sparse24" in AUTO_QUANTIZER_MAPPING
+assert hasattr(PreTrainedModel.save_pretrained, "_sparse24_plain")
+assert not any(type(finder).__module__ == "sparse24.integrations" for finder in sys.meta_path)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys, importlib, sparse24\nassert 'transformers' not in sys.modules\n"
+        "importlib.reload(sparse24)\nimport transformers" + KNOWN,
+        "import sys\nfrom transformers import AutoModel, PreTrainedModel\nimport sparse24" + KNOWN,
+    ],
+)
+def test_it_is_registered_whatever_is_imported_first(code: str) -> None:
+    ran = run(code)
+    assert not ran.returncode, ran.stderr
+
+
+def test_it_is_registered_once() -> None:
+    sparse24._integrations.register()
+    assert hf.quantizers.auto.AUTO_QUANTIZER_MAPPING["sparse24"] is Sparse24Quantizer
+    assert not hasattr(hf.PreTrainedModel.save_pretrained._sparse24_plain, "_sparse24_plain")
