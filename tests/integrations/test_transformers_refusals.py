@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import sparse24
 from sparse24.integrations.transformers import Sparse24Quantizer
 
-from .families import bert, llama, run, saved
+from .families import bert, llama, run, saved, sparse
 
 pytestmark = [
     pytest.mark.usefixtures("seeded"),
@@ -122,3 +122,20 @@ def test_it_is_registered_once() -> None:
     sparse24._integrations.register()
     assert hf.quantizers.auto.AUTO_QUANTIZER_MAPPING["sparse24"] is Sparse24Quantizer
     assert not hasattr(hf.PreTrainedModel.save_pretrained._sparse24_plain, "_sparse24_plain")
+
+
+def test_a_weight_in_its_place_is_guarded_too(tmp_path: Path) -> None:
+    """The first compressed weight of Whisper is that of a one-dimensional convolution."""
+    model, _ = sparse("whisper")
+    model.save_pretrained(tmp_path)
+    ran = run(
+        "import sys, transformers; transformers.WhisperForConditionalGeneration.from_pretrained(sys.argv[1])",
+        tmp_path,
+    )
+    assert "RuntimeError: You set `ignore_mismatched_sizes` to `False`" in ran.stderr
+    state = load_file(tmp_path / "model.safetensors")
+    assert not state["model.encoder.conv1.weight"].numel()
+    model.load_state_dict(state, strict=False)
+    sparse24.to_dense(model)
+    model.load_state_dict(state, strict=False)
+    assert model.model.encoder.conv1.weight.shape == (64, 16, 3)

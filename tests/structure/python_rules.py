@@ -40,6 +40,10 @@ KNOWN_DETOURS = {
     ("nn/convert.py", "pruning"),
     ("nn/convertible.py", "pruning"),
     ("nn/shells.py", "pruning"),
+    ("nn/by_tensors.py", "pruning"),
+    ("nn/dense_loads.py", "pruning"),
+    ("nn/forms.py", "pruning"),
+    ("nn/plan.py", "pruning"),
 }
 
 

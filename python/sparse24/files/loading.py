@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from ..nn import int8
 from ..nn.attention import SparseMultiheadAttention
+from ..nn.by_tensors import is_held
 from ..nn.compressed import CompressedModule
 from ..nn.convert import row_of
 from ..nn.convertible import SPARSE, layers_of
 from ..nn.forms import NotSparse24Error, check_weight
-from ..nn.shells import Swap, compressed_in, put_dense, put_shells, take_back
+from ..nn.guard import CHILD
+from ..nn.held import HeldWeight, helds_of
+from ..nn.shells import Swaps, compressed_in, put_dense, put_dense_weight, put_shells, take_back
 from ..pruning.prunable import unwrap
 from ..report import Report
 from .errors import FileError
@@ -46,6 +49,10 @@ def read_all(path: Path) -> StateFile:
         state |= part.state
         metadata |= part.metadata or {}
     return StateFile(state, metadata or None)
+
+
+#: What a compressed weight has in a state_dict.
+_STORAGE = ("values", "indices", "weight_scale", "input_scale")
 
 
 def load(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = None) -> Report:
@@ -78,6 +85,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = No
     model = unwrap(model)
     file = read_all(path)
     state = fitting(path, file, model, key)
+    state = _by_the_models_names(model, state)
     stored = compressed_in({name: t.dtype for name, t in state.items() if isinstance(t, Tensor)})
     if not stored and not _is_ours(file):
         raise FileError(
@@ -97,14 +105,14 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = No
         take_back(model, reversed(swaps))
         raise
     rows = [
-        row_of(name, module, module if isinstance(module, SPARSE) else None, _why(module))
+        row_of(name, module, None if _why(module) else module, _why(module))
         for name, module in layers_of(model)
     ]
     return Report(tuple(rows))
 
 
 def _why(module: nn.Module) -> str:
-    return "" if isinstance(module, SPARSE) else "dense in the file"
+    return "" if isinstance(module, SPARSE) or is_held(module) else "dense in the file"
 
 
 def _is_ours(file: StateFile) -> bool:
@@ -113,7 +121,7 @@ def _is_ours(file: StateFile) -> bool:
     return any(METADATA_KEY in each for each in marks)
 
 
-def _dense_again(model: nn.Module, state: Mapping[str, Any]) -> list[Swap]:
+def _dense_again(model: nn.Module, state: Mapping[str, Any]) -> Swaps:
     """Dense layers for compressed ones whose weight the file holds, and which is not 2:4."""
     names = []
     for name, module in model.named_modules():
@@ -129,7 +137,37 @@ def _dense_again(model: nn.Module, state: Mapping[str, Any]) -> list[Swap]:
             check_weight(weight, module._form, module._dtype())
         except NotSparse24Error:
             names.append(name)
-    return put_dense(model, names)
+    swaps: Swaps = [*put_dense(model, names)]
+    for name, module in list(model.named_modules()):
+        prefix = f"{name}." if name else ""
+        for attribute in getattr(module, "_held_names", ()):
+            weight, held = state.get(prefix + attribute), helds_of(module)[attribute]
+            if weight is None or not isinstance(held, HeldWeight) or weight.shape != held._form.shape:
+                continue
+            try:
+                check_weight(weight, held._form, held._dtype())
+            except NotSparse24Error:
+                swaps.append(put_dense_weight(module, attribute, prefix + attribute))
+    return swaps
+
+
+def _by_the_models_names(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Compressed weights by the names that the model has for them: a layer's, or in its weight's place."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = {}
+    for name, value in state.items():
+        layer, _, attribute = name.rpartition(".")
+        owner = layer.removesuffix(f".{CHILD}.weight")
+        if owner != layer and _is_layer(modules.get(owner)):
+            name = f"{owner}.{attribute}"  # noqa: PLW2901
+        elif attribute in _STORAGE and "weight" in getattr(modules.get(layer), "_held_names", ()):
+            name = f"{layer}.{CHILD}.weight.{attribute}"  # noqa: PLW2901
+        found[name] = value
+    return found
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return isinstance(module, CompressedModule) and not isinstance(module, HeldWeight)
 
 
 def _as_the_model_has_it(path: Path, model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,10 +188,11 @@ def _as_the_model_has_it(path: Path, model: nn.Module, state: Mapping[str, Any])
     known = {name: _shape(own) for name, own in held.items()}
     for name, module in model.named_modules():  # a compressed layer takes a dense weight, too
         prefix = f"{name}." if name else ""
-        if isinstance(module, CompressedModule) and f"{prefix}weight" in found:
-            for own_name in ("values", "indices", "weight_scale", "input_scale"):
+        given = _dense_name(name) if isinstance(module, HeldWeight) else f"{prefix}weight"
+        if isinstance(module, CompressedModule) and given in found:
+            for own_name in _STORAGE:
                 known.pop(f"{prefix}{own_name}", None)
-            known[f"{prefix}weight"] = tuple(module.weight.shape)
+            known[given] = tuple(module._form.shape)
     for problem, names in (
         ("is missing in it", sorted(known.keys() - found.keys())),
         ("has no place in the model", sorted(found.keys() - known.keys())),
@@ -168,6 +207,12 @@ def _as_the_model_has_it(path: Path, model: nn.Module, state: Mapping[str, Any])
                 f"{shape} in the model"
             )
     return found
+
+
+def _dense_name(name: str) -> str:
+    """What a dense module calls the parameter that a compressed weight called ``name`` stands for."""
+    owner, _, attribute = name.rpartition(".")
+    return f"{owner.removesuffix(CHILD)}{attribute}"
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
@@ -191,7 +236,7 @@ def _check_numbers(path: Path, model: nn.Module, state: Mapping[str, Any]) -> No
             raise FileError(f"{path}: {prefix}{problem}")
 
 
-def _materialize(path: Path, model: nn.Module, state: Mapping[str, Any], swaps: Sequence[Swap]) -> None:
+def _materialize(path: Path, model: nn.Module, state: Mapping[str, Any], swaps: Swaps) -> None:
     """Memory for what is on the meta device; ties stay ties.
 
     A compressed layer gets the dtype and device of the dense one whose place it took, where that had numbers;
@@ -201,10 +246,7 @@ def _materialize(path: Path, model: nn.Module, state: Mapping[str, Any], swaps: 
         FileError: a tensor without numbers that no file holds.
     """
     homes = {
-        id(inner): home
-        for swap in swaps
-        if (home := _device_of(swap.old)) is not None
-        for inner in swap.new.modules()
+        id(inner): swap.device for swap in swaps if swap.device.type != "meta" for inner in swap.new.modules()
     }
     made: dict[int, Tensor] = {}
     puts: list[tuple[dict[str, Any], str, Tensor]] = []
@@ -229,9 +271,3 @@ def _materialize(path: Path, model: nn.Module, state: Mapping[str, Any], swaps: 
                 puts.append((kind, own_name, made[id(own)]))
     for kind, own_name, tensor in puts:
         kind[own_name] = tensor
-
-
-def _device_of(module: nn.Module) -> torch.device | None:
-    """Where a layer's numbers are; None: it has none."""
-    device = next(module.parameters()).device
-    return None if device.type == "meta" else device

@@ -26,7 +26,7 @@ from ..choose import to_sparse
 from ..files import METADATA_KEY, is_safetensors, read, read_header
 from ..nn import int8, to_dense
 from ..nn.compressed import FORMAT, CompressedModule
-from ..nn.guard import guard_of
+from ..nn.guard import guard_name, guard_of
 from ..nn.shells import compressed_in, put_shells
 from ..pruning.prunable import unwrap
 
@@ -139,9 +139,9 @@ def _put_shells(model: nn.Module, files: list[Path]) -> None:
     if problems:
         others = f", and {len(problems) - 1} others" if len(problems) > 1 else ""
         raise ValueError(f"{where}: does not fit {type(model).__name__}: {problems[0]}{others}")
-    guards = [name for name in stored if f"{name}.weight" in dtypes]  # see nn/guard.py
-    names = {*guards, *map(renamed.__getitem__, guards)}
-    patterns = {rf"(^|\.){re.escape(name)}\.weight$" for name in names}
+    layers = [name for name in stored if guard_name(name) in dtypes]
+    names = {guard_name(name) for name in (*layers, *map(renamed.__getitem__, layers))}
+    patterns = {rf"(^|\.){re.escape(name)}$" for name in names}
     ignored: Any = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     model._keys_to_ignore_on_load_unexpected = {*ignored, *patterns}  # type: ignore[assignment]
 

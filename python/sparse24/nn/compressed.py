@@ -12,7 +12,7 @@ from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight, sweep
 from . import int8, on_device
-from .forms import Form, with_values
+from .forms import Form, with_own_names, with_values
 from .guard import is_guard
 from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
@@ -227,6 +227,7 @@ class CompressedModule(Unscriptable, nn.Module):
             return
         if prefix + "weight" in state_dict and is_guard(prefix + "weight", state_dict):
             state_dict = {key: each for key, each in state_dict.items() if key != prefix + "weight"}
+        state_dict = with_own_names(state_dict, prefix)
         try:
             state_dict = with_values(state_dict, prefix, self._form, self._dtype())
         except ValueError as error:

@@ -13,18 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: What the child is called that holds compressed weights in the places of parameters (``held.py``).
+CHILD = "compressed"
+
 
 def guard_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The guard for a state_dict with compressed layers; empty where there is none."""
     for name in state:
         layer, _, attribute = name.rpartition(".")
         if attribute == "indices" and layer and f"{layer}.values" in state:
-            return {f"{layer}.weight": torch.empty(0, dtype=torch.uint8)}
+            return {guard_name(layer): torch.empty(0, dtype=torch.uint8)}
     return {}
+
+
+def guard_name(layer: str) -> str:
+    """What the dense module calls the weight that is compressed under the name ``layer``."""
+    owner, _, attribute = layer.rpartition(".")
+    is_held = owner == CHILD or owner.endswith(f".{CHILD}")
+    return f"{owner.removesuffix(CHILD)}{attribute}" if is_held else f"{layer}.weight"
 
 
 def is_guard(name: str, state: Mapping[str, Any]) -> bool:
     """Whether what a state_dict calls ``name`` is a guard."""
     value = state[name]
-    is_empty = isinstance(value, Tensor) and not value.numel()
-    return is_empty and name.endswith("weight") and f"{name.removesuffix('weight')}values" in state
+    if not isinstance(value, Tensor) or value.numel():
+        return False
+    owner, dot, attribute = name.rpartition(".")
+    layers = (owner, f"{owner}{dot}{CHILD}.{attribute}")
+    return any((f"{layer}.values" if layer else "values") in state for layer in layers)

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from ..pruning.layers import dense_class
 from . import int8
-from .compressed import CompressedModule
+from .by_tensors import is_held
+from .compressed import DTYPES, CompressedModule
 from .convert import dense_of, without_activation
 from .convertible import SPARSE
 from .dense_loads import compressed_like
+from .forms import form_of
+from .guard import CHILD
+from .held import HeldWeight, helds_of, hold, put_back, release
 from .swap import Places, carry_over, places_of, put, set_fused_paths
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -48,9 +52,41 @@ class Swap(NamedTuple):
     new: nn.Module
     places: Places
 
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers were; meta: there were none."""
+        return next(self.old.parameters()).device
 
-def put_shells(model: nn.Module, stored: Mapping[str, Storage]) -> tuple[list[Swap], list[str]]:
-    """Put compressed layers on the meta device where ``stored`` names dense ones.
+    def take_back(self) -> None:
+        put(self.old, self.places)
+
+
+class HeldSwap(NamedTuple):
+    """A parameter in whose place a compressed weight was put, or the other way round."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    old: nn.Parameter | HeldWeight
+    new: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers were; meta: there were none."""
+        return self.old.values.device if isinstance(self.old, HeldWeight) else self.old.device
+
+    def take_back(self) -> None:
+        if isinstance(self.old, HeldWeight):
+            hold(self.module, {self.attribute: self.old})
+        else:
+            put_back(self.module, {self.attribute: self.old})
+
+
+Swaps = list[Swap | HeldSwap]
+
+
+def put_shells(model: nn.Module, stored: Mapping[str, Storage]) -> tuple[Swaps, list[str]]:
+    """Put compressed layers and weights on the meta device where ``stored`` names dense ones.
 
     Args:
         model: the network; layers that are compressed already stay.
@@ -60,18 +96,28 @@ def put_shells(model: nn.Module, stored: Mapping[str, Storage]) -> tuple[list[Sw
         What was replaced, for :func:`take_back`, and what is wrong: names that lead to no layer, or to one
         that has no compressed form. Where something is wrong nothing was replaced.
     """
-    wanted, problems = _wanted(model, stored)
+    wanted, held, problems = _wanted(model, stored)
     if problems:
         return [], problems
     places = places_of(model)
-    swaps = []
+    layers = []
     for name, module in wanted.items():
-        new = shell_of(
-            module, {n: s for n, s in stored.items() if n == name or n.startswith(f"{name}.")}, name
-        )
-        swaps.append(Swap(name, module, new, places[id(module)]))
-    _put(model, swaps)
+        own = {n: s for n, s in stored.items() if n == name or n.startswith(f"{name}.")}
+        layers.append(Swap(name, module, shell_of(module, own, name), places[id(module)]))
+    _put(model, layers)
+    swaps: Swaps = [*layers]
+    for name, (module, attribute) in held.items():
+        old = module._parameters[attribute]
+        assert old is not None
+        shell = HeldWeight(form_of(module, tuple(old.shape)), "meta", _legal(old.dtype))
+        be_stored_as(shell, stored[name])
+        hold(module, {attribute: shell})
+        swaps.append(HeldSwap(name, module, attribute, old, shell))
     return swaps, []
+
+
+def _legal(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in DTYPES else torch.float32
 
 
 def put_dense(model: nn.Module, names: Iterable[str]) -> list[Swap]:
@@ -86,6 +132,13 @@ def put_dense(model: nn.Module, names: Iterable[str]) -> list[Swap]:
     return swaps
 
 
+def put_dense_weight(module: nn.Module, attribute: str, name: str) -> HeldSwap:
+    """A dense parameter, with its numbers, in the place of a compressed weight."""
+    old = helds_of(module)[attribute]
+    release(module, [attribute])
+    return HeldSwap(name, module, attribute, old, module)
+
+
 def _put(model: nn.Module, swaps: Iterable[Swap]) -> None:
     for swap in swaps:
         carry_over(swap.old, swap.new)
@@ -93,26 +146,38 @@ def _put(model: nn.Module, swaps: Iterable[Swap]) -> None:
     set_fused_paths(model)
 
 
-def take_back(model: nn.Module, swaps: Iterable[Swap]) -> None:
+def take_back(model: nn.Module, swaps: Iterable[Swap | HeldSwap]) -> None:
     """Put the layers back that :func:`put_shells` replaced."""
     for swap in swaps:
-        put(swap.old, swap.places)
+        swap.take_back()
     set_fused_paths(model)
 
 
-def _wanted(model: nn.Module, stored: Mapping[str, Storage]) -> tuple[dict[str, nn.Module], list[str]]:
+def _wanted(
+    model: nn.Module, stored: Mapping[str, Storage]
+) -> tuple[dict[str, nn.Module], dict[str, tuple[nn.Module, str]], list[str]]:
+    """Layers to replace, parameters to put compressed weights in the places of, and what is wrong."""
     modules = dict(model.named_modules(remove_duplicate=False))
     wanted: dict[str, nn.Module] = {}
+    held: dict[str, tuple[nn.Module, str]] = {}
     problems = []
-    seen: set[int] = set()
+    seen: set[tuple[int, str]] = set()
     for name in stored:
         parent, _, attribute = name.rpartition(".")
-        if attribute in _PROJECTIONS and isinstance(modules.get(parent), nn.MultiheadAttention):
+        owner = modules.get(parent)
+        if parent.rpartition(".")[2] == CHILD and owner is None:  # a weight in the place of a parameter
+            owner = modules.get(parent.rpartition(".")[0])
+        if attribute in _PROJECTIONS and isinstance(owner, nn.MultiheadAttention) and not is_held(owner):
             name = parent  # noqa: PLW2901  converted whole
         module = modules.get(name)
+        if module is None and owner is not None and owner._parameters.get(attribute) is not None:
+            if (id(owner), attribute) not in seen:
+                held[name] = (owner, attribute)
+                seen.add((id(owner), attribute))
+            continue
         if module is None:
             problems.append(f"{name} is compressed in it, and no layer of the model")
-        elif isinstance(module, (*SPARSE, CompressedModule)) or id(module) in seen:
+        elif isinstance(module, (*SPARSE, CompressedModule)) or (id(module), "") in seen:
             continue
         elif dense_class(module) is None:
             problems.append(f"{name} is compressed in it, and a {type(module).__name__} in the model")
@@ -123,8 +188,8 @@ def _wanted(model: nn.Module, stored: Mapping[str, Storage]) -> tuple[dict[str, 
             )
         else:
             wanted[name] = module
-            seen.add(id(module))
-    return wanted, problems
+            seen.add((id(module), ""))
+    return wanted, held, problems
 
 
 def shell_of(module: nn.Module, stored: Mapping[str, Storage], name: str) -> nn.Module:
