@@ -19,6 +19,7 @@ from typing import Any
 _WAITED_FOR = {
     "transformers.quantizers.auto": ".transformers",
     "transformers.modeling_utils": ".saving",
+    "peft.tuners.lora.model": ".peft",
 }
 
 

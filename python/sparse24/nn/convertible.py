@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops import names_of
 from ..pruning import prunable
 from ..pruning.by_tensors import weights_by_tensors
+from ..pruning.heads import adapter_part
 from ..pruning.layers import (
     DENSE,
     NO_KERNEL,
@@ -65,8 +66,8 @@ def why_refused(
     if isinstance(module, SPARSE) or is_held:
         remark = remark_of(module) if isinstance(module, CompressedModule) else ""
         return f"already sparse{remark}"
-    if filter_fn is not None and not isinstance(module, NO_KERNEL) and not filter_fn(name, module):
-        return "left out by filter_fn"
+    if reason := _left_out(name, module, filter_fn):
+        return reason
     if reason := runs_dense(module) or ("" if by_tensors else stays_dense(module)):
         return reason
     for layer_name, layer in module.named_modules(prefix=name):  # an attention and its out_proj
@@ -78,6 +79,13 @@ def why_refused(
         if not by_tensors and (reason := _unusable_weights(layer, layer_name, dtype, owners)):
             return reason
     return ""
+
+
+def _left_out(name: str, module: nn.Module, filter_fn: FilterFn | None) -> str:
+    if filter_fn is not None and not isinstance(module, NO_KERNEL) and not filter_fn(name, module):
+        return "left out by filter_fn"
+    part = adapter_part(f"{name}.weight")  # of zeros at first, which are 2:4
+    return f"an adapter by its name ({part}): it stays what is trained" if part else ""
 
 
 def _unusable_weights(module: nn.Module, name: str, dtype: torch.dtype | None, owners: Owners) -> str:

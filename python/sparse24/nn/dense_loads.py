@@ -16,8 +16,8 @@ from .attention import SparseMultiheadAttention
 from .compressed import FORMAT, CompressedModule
 from .conv2d import SparseConv2d, _conv_arguments
 from .forms import form_of
-from .guard import is_guard
-from .held import CHILD, HeldWeight
+from .guard import CHILD, is_guard
+from .held import HeldWeight
 from .linear import SparseLinear
 
 #: What a compressed layer has in a state_dict instead of ``weight``; the scales only where values are int8.
