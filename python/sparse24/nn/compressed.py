@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight, sweep
-from . import int8, on_device
+from . import int8, on_device, onnx
 from .forms import Form, with_own_names, with_values
 from .guard import is_guard
 from .tracing import Unscriptable, is_traced
@@ -149,6 +149,8 @@ class CompressedModule(Unscriptable, nn.Module):
         and raises ValueError if not; what is stored as int8 is only read. While torch compiles or exports it
         is a dense copy.
         """
+        if onnx.is_exported():
+            return onnx.weight(self)
         if torch.compiler.is_compiling():
             if int8.is_int8(self):
                 return int8.dequantized(self, self._float_dtype)

@@ -181,7 +181,8 @@ def _conv(
     if not fits and not _autocasts(input):
         return NotImplemented
     (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = sizes  # type: ignore[misc]
-    kernel = (1, weight.shape[2]) if one else tuple(weight.shape[2:])
+    kernel = weight._form.shape[2:]  # numbers, also where shapes are traced
+    kernel = (1, *kernel) if one else kernel
     window = (*kernel, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
         output = grad.conv2d(*operands, "none", window)
