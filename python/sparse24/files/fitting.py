@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..nn.guard import is_guard
+from .apex import from_apex, is_apex
+from .bitmask import from_bitmask, is_bitmask
 from .errors import FileError
 from .formats import StateDict, StateFile
 
@@ -58,8 +60,10 @@ def _share(state: Mapping[str, Any], layers: set[str]) -> float:
 
 
 def _without_prefix(state: Mapping[Any, Any], layers: set[str]) -> dict[str, Any]:
-    """The state_dict without prefixes that every name has, where more layers fit without."""
+    """The state_dict without prefixes that every name has, where more layers fit without; in our format."""
     names = {n: value for n, value in state.items() if isinstance(n, str) and not is_guard(n, state)}
+    names = from_bitmask(names) if is_bitmask(names) else names
+    names = from_apex(names) if is_apex(names) else names
     best = names
     while prefix := next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), ""):
         names = {name.removeprefix(prefix): value for name, value in names.items()}

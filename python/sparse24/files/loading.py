@@ -66,7 +66,8 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = No
     Args:
         model: the network; DistributedDataParallel and torch.compile around it are left out.
         path: a file of :func:`save`, of ``torch.save`` (a state_dict, or a checkpoint that holds one), or in
-            safetensors; a folder of them, or its index.
+            safetensors; a folder of them, or its index. Weights of "sparse-24-bitmask" and of apex's
+            checkpoints, with their masks, are compressed ones, too.
         key: where a checkpoint holds several state_dicts: which ("model", "ema"); default: the only one that
             has the names of the model.
 
