@@ -140,7 +140,7 @@ def transposable_mask(weight: Tensor) -> Tensor:
     largest sum of magnitudes; exact, not greedy. The weight must be finite.
 
     Args:
-        weight: [K, C], or a convolution's [K, C, *kernel], whose K x C matrix is masked at every tap;
+        weight: [K, C], or a convolution's ``[K, C, *kernel]``, whose K x C matrix is masked at every tap;
             K and C multiples of 4; a floating dtype.
 
     Returns:

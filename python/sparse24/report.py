@@ -27,7 +27,7 @@ class Report(Sequence[Row]):
     """Rows in model order; ``print(report)`` shows them as a table with totals."""
 
     rows: tuple[Row, ...]
-    action: str = "converted"  #: what ``done`` means: "pruned" or "converted"
+    action: str = "converted"  #: what ``done`` means: "pruned", "converted", "measured"
 
     def __len__(self) -> int:
         return len(self.rows)

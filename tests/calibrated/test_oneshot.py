@@ -118,7 +118,7 @@ def test_a_failure_leaves_every_weight_as_it_was(how: str) -> None:
     [
         ({"batches": []}, ValueError, "needs at least one batch of inputs"),
         ({"method": "obs"}, ValueError, "method 'obs' is not one of sparsegpt, admm, magnitude"),
-        ({"reconstruct": "layer"}, ValueError, "must be 'component' or None"),
+        ({"reconstruct": "layer"}, ValueError, "must be 'component', 'network' or None"),
         ({"refit": -1}, ValueError, "refit must be 0 or more"),
         ({"steps": 0}, ValueError, "steps 1 or more"),
         ({"blocks": ["block"]}, ValueError, "no block called 'block'"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+import sparse24
 from sparse24 import Sparsifier, is_sparse24, magnitude_mask
 from sparse24.pruning.asp import ASP
 
@@ -147,6 +150,30 @@ def fsdp_obstacles() -> None:
     assert [row.name for row in sparsifier.prune().done] == ["1"]
 
 
+def refusals() -> None:
+    """What works on whole weights says so, and leaves the shards as they were."""
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
+    model = fully_shard(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)))
+    before = {name: value.full_tensor().clone() for name, value in model.state_dict().items()}
+    batches = [torch.randn(4, 16)]
+    calls: dict[str, Callable[[], object]] = {
+        "oneshot": lambda: sparse24.oneshot(model, batches),
+        "sensitivity": lambda: sparse24.sensitivity(model, batches),
+        "permute": lambda: sparse24.permute(model, batches[0]),
+        "quantize": lambda: sparse24.quantize(model, batches),
+        "prepare_qat": lambda: sparse24.quant.prepare_qat(model),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            ValueError, match=rf"^{name} needs whole weights, and 0\.weight \(32, 16\) is sharded"
+        ):
+            call()
+    assert [row.done for row in sparse24.to_sparse(model, when="always")] == [False, False]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.full_tensor(), before[name])
+
+
 def asp_over_fsdp(recompute_sharded: bool) -> None:
     """ASP puts back and prunes again what was pruned before or after sharding."""
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
@@ -216,6 +243,7 @@ def test_a_mesh_of_one_process_behaves_like_none(tmp_path: Path) -> None:
             for name, value in expected.items():
                 torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-12)
         fsdp_states()
+        refusals()
         asp_over_fsdp(recompute_sharded=True)
     finally:
         dist.destroy_process_group()

@@ -87,3 +87,21 @@ def test_masks_computed_after_the_first_steps_are_enforced_from_then_on() -> Non
     optimizers[0].param_groups[0]["params"][0] = model[0].weight
     optimizers[0].step()
     sparsifier.verify()
+
+
+def test_gradients_masked_by_hand_leave_pruned_entries_out_of_the_norm() -> None:
+    model, sparsifier = pruned()
+    backward(model)
+    masks = sparsifier.masks
+    expected = torch.stack(
+        [
+            (p.grad if name not in masks else torch.where(masks[name], p.grad, 0.0)).norm()
+            for name, p in model.named_parameters()
+            if p.grad is not None
+        ]
+    ).norm()
+    sparsifier.mask_gradients()
+    assert torch.allclose(nn.utils.get_total_norm([p.grad for p in model.parameters()]), expected)
+    fresh = Sparsifier(mlp())
+    with pytest.raises(ValueError, match="no masks to apply to gradients"):
+        fresh.mask_gradients()

@@ -12,8 +12,6 @@ COMMANDS = (
     "pip install -c constraints.txt '.[demo]' && sparse24 demo",
     "pip install -c constraints.txt '.[test]' && pytest",
 )
-#: Files that CONTRIBUTING says this version does not have.
-ABSENT = {"recipes.py"}
 
 
 def _read(root: Path, name: str) -> str:
@@ -44,15 +42,9 @@ def files_named_in_papers_exist(root: Path) -> list[str]:
         named = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
         named += re.findall(r"`((?:csrc|python|tests|bench|examples|cmake|\.ci)/[\w./-]+)`", text)
         found += [f"{paper}: {name}" for name in named if not (root / name).exists()]
-        bare = set(re.findall(r"`(\w+\.(?:py|cpp|h))`", text)) - ABSENT
+        bare = set(re.findall(r"`(\w+\.(?:py|cpp|h))`", text))
         found += [f"{paper}: {name}" for name in sorted(bare - present)]
     return found
-
-
-def files_said_to_be_absent_are_absent(root: Path) -> list[str]:
-    """A file that was added is taken off the list, and off CONTRIBUTING."""
-    present = {path.name for path in (root / "python").rglob("*.py")}
-    return sorted(ABSENT & present)
 
 
 def the_readme_is_short_and_names_its_commands(root: Path) -> list[str]:
@@ -81,7 +73,6 @@ def tables_are_closed(root: Path) -> list[str]:
 RULES = (
     the_version_is_one_everywhere,
     files_named_in_papers_exist,
-    files_said_to_be_absent_are_absent,
     the_readme_is_short_and_names_its_commands,
     tables_are_closed,
 )

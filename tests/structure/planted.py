@@ -163,11 +163,6 @@ PLANTED = [
     Planted(paper_rules.files_named_in_papers_exist, {"CHANGELOG.md": "`csrc/gone/`"}, "csrc/gone/"),
     Planted(paper_rules.files_named_in_papers_exist, {"CONTRIBUTING.md": "`gone.py`"}, "gone.py"),
     Planted(
-        paper_rules.files_said_to_be_absent_are_absent,
-        {"python/sparse24/pruning/recipes.py": ""},
-        "recipes.py",
-    ),
-    Planted(
         paper_rules.the_readme_is_short_and_names_its_commands,
         {"README.md": README + "\n" * 199},
         "README.md has 200 lines",
@@ -216,7 +211,7 @@ SOUND = {
     "python/sparse24/pruning/asp.py": "from ..masks import ops\n",
     "pyproject.toml": 'version = "1.0"\n',
     "CHANGELOG.md": "## [1.0] - today\n",
-    "CONTRIBUTING.md": "`layer.py`, `csrc/cpu/`, [readme](README.md), not `recipes.py`\n",
+    "CONTRIBUTING.md": "`layer.py`, `csrc/cpu/`, [readme](README.md)\n",
     "README.md": README + "\n" + TABLE,
     "bench/RESULTS.md": "<!-- class:b -->\n" + TABLE + "<!-- /class:b -->\n",
 }

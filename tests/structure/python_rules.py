@@ -12,16 +12,17 @@ from pathlib import Path
 PACKAGE = Path("python", "sparse24")
 EXTENSIONS = {"_C", "_CUDA"}
 
-_LOW = "ops masks report timing"
+_LOW = "ops masks report timing log"
 _MIDDLE = f"nn pruning choose quant calibrated {_LOW}"
 #: What each room may know. A new room gets a row here before it gets a file.
 DIRECTIONS = {
     "ops": "",
     "report": "",
+    "log": "",
     "masks": "ops",
     "timing": "ops",
     "nn": "ops masks report",
-    "pruning": "ops masks report",
+    "pruning": "ops masks report log",
     "choose": f"nn {_LOW}",
     "calibrated": f"files choose nn pruning {_LOW}",
     "quant": f"calibrated files choose nn pruning {_LOW}",

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..log import progress as logged
 from ..pruning.prunable import layer_at, unwrap
 from ..pruning.running import quiet
 from ..pruning.selection import Select
+from ..pruning.sharding import refuse_sharded
 from ..report import Report
 from .blocks import checked_batches, find_blocks
 from .journal import Journal, identity
 from .methods import METHODS
 from .plan import Way, plan_for
 from .sensitivity import sensitivity
-from .shelf import Shelf
+from .shelf import Several, Shelf
 from .walk import Progress, Walk
+from .whole import outputs_of
 
 Folder = str | os.PathLike[str]
 
@@ -56,8 +59,10 @@ def oneshot(
             model's device. Looked through once, and kept.
         method: "sparsegpt", "wanda", "ria", "admm" or "magnitude" (which needs no calibration for its masks).
         refit: steps of conjugate gradients for the kept weights of each matrix; 0: none.
-        reconstruct: "component": train each block on the outputs of the dense one; ``None``: do not.
-        steps: of Adam for each block.
+        reconstruct: "component": train each block on the outputs of the dense one; "network": then all
+            blocks together on what the dense network gives, with the memory of training it; ``None``:
+            neither.
+        steps: of Adam for each block, and for the network.
         bias: let the bias of a layer, where it has one, take up the mean of what its outputs lose.
         masks: masks of the caller's own, bool of the weight's shape by parameter name (as
             :attr:`~sparse24.Sparsifier.masks`): the method then changes the kept weights alone.
@@ -70,7 +75,7 @@ def oneshot(
             whole block, to the same result. The folder is left there when all is done.
         offload: a folder where activations and the weights as they were wait, instead of in memory. Nothing
             is left there.
-        progress: told of each block, with the time that is left.
+        progress: told of each block, with the time that is left; the logger "sparse24" is by default.
 
     Returns:
         One row a weight; what was pruned has the error of its outputs, over their size, as the remark.
@@ -85,6 +90,7 @@ def oneshot(
     """
     _check(model, method, refit, reconstruct, steps)
     kept = checked_batches(batches)
+    refuse_sharded(model, "oneshot")
     network = unwrap(model)
     if isinstance(skip, float | int):
         skip = sensitivity(network, kept, select=select, progress=progress).skip(skip)
@@ -100,7 +106,11 @@ def oneshot(
         walk = Walk(network, kept, plan, way, shelf=shelf, journal=journal, before=before)
         try:
             with quiet(network), torch.no_grad():
-                rows = walk.run(parts, progress or _silent)
+                together = reconstruct == "network"
+                targets = outputs_of(network, kept, shelf) if together else Several()
+                rows = walk.run(parts, progress or logged)
+                if together:
+                    walk.train_together(parts, targets, progress or logged)
         except BaseException:
             with torch.no_grad():
                 for name, parameter in network.named_parameters():
@@ -111,17 +121,13 @@ def oneshot(
     return Report(tuple(rows), "pruned")
 
 
-def _silent(_: str) -> None:
-    pass
-
-
 def _check(model: nn.Module, method: str, refit: int, reconstruct: str | None, steps: int) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"oneshot needs a torch.nn.Module, not {type(model).__name__}")
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    if reconstruct not in ("component", None):
-        raise ValueError(f"reconstruct must be 'component' or None, not {reconstruct!r}")
+    if reconstruct not in ("component", "network", None):
+        raise ValueError(f"reconstruct must be 'component', 'network' or None, not {reconstruct!r}")
     if refit < 0 or steps < 1:
         raise ValueError(f"refit must be 0 or more and steps 1 or more, not {refit} and {steps}")
 

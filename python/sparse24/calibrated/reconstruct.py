@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +64,18 @@ class _Masked:
                 parameter.grad.masked_fill_(pruned, 0)
 
 
-def _error(block: nn.Module, call: Call, target: Tensor) -> Tensor:
-    output = main_output(block(*call.args, **call.kwargs))
-    return F.mse_loss(output.float(), target.float())
+#: The tensor of what a block gives that is compared.
+Output = Callable[[Any], Any]
+
+
+def _error(block: nn.Module, output: Output, call: Call, target: Tensor) -> Tensor:
+    found = output(block(*call.args, **call.kwargs))
+    return F.mse_loss(found.float(), target.float())
 
 
 @torch.no_grad()
-def _mean_error(block: nn.Module, calls: Sequence[Call], targets: Sequence[Tensor]) -> float:
-    errors = [float(_error(block, c, t)) * t.numel() for c, t in zip(calls, targets, strict=True)]
+def _mean_error(block: nn.Module, output: Output, calls: Sequence[Call], targets: Sequence[Tensor]) -> float:
+    errors = [float(_error(block, output, c, t)) * t.numel() for c, t in zip(calls, targets, strict=True)]
     return sum(errors) / max(sum(t.numel() for t in targets), 1)
 
 
@@ -83,6 +87,8 @@ def reconstruct(
     *,
     masks: Mapping[int, Tensor],
     fixed: Set[int],
+    rates: Sequence[float] = RATES,
+    output: Output = main_output,
 ) -> Outcome | None:
     """Train a block in place: weights that are kept, biases, and what normalises.
 
@@ -93,6 +99,8 @@ def reconstruct(
         way: how many steps of Adam, one call each, and the dtype to cast to for them.
         masks: of its pruned parameters, by their ``id``.
         fixed: parameters that are not trained, by their ``id``.
+        rates: learning rates to search among.
+        output: what of a block's output is compared with the target.
 
     Returns:
         What it brought; ``None``: there was nothing to train.
@@ -106,19 +114,19 @@ def reconstruct(
         return None
     wanted = [p.requires_grad for p in parameters.trained]
     size = sum(float(t.float().square().sum()) for t in judge[1]) / sum(t.numel() for t in judge[1])
-    best, saved = _mean_error(block, *judge), parameters.save()
+    best, saved = _mean_error(block, output, *judge), parameters.save()
     first, rate = best, 0.0
-    start, lesson = saved, _Lesson(block, calls, targets, train, way.autocast)
+    start, lesson = saved, _Lesson(block, output, calls, targets, train, way.autocast)
     with torch.enable_grad():
         try:
             for parameter in parameters.trained:
                 parameter.requires_grad_(True)
             short = max(int(SEARCH * steps), 1)
             found = {}
-            for candidate in RATES:
+            for candidate in rates:
                 parameters.restore(start)
                 _train(parameters, lesson, candidate, short)
-                found[candidate] = _mean_error(block, *judge)
+                found[candidate] = _mean_error(block, output, *judge)
             likely = min(found, key=lambda r: found[r] if math.isfinite(found[r]) else math.inf)
             parameters.restore(start)
 
@@ -126,7 +134,7 @@ def reconstruct(
 
             def check() -> bool:
                 nonlocal best, saved, rate, waited
-                error = _mean_error(block, *judge)
+                error = _mean_error(block, output, *judge)
                 waited += 1
                 if error < best:
                     best, saved, rate, waited = error, parameters.save(), likely, 0
@@ -146,6 +154,7 @@ class _Lesson(NamedTuple):
     """What a block is trained on."""
 
     block: nn.Module
+    output: Output
     calls: Sequence[Call]
     targets: Sequence[Tensor]
     numbers: Sequence[int]  #: of the calls to train on
@@ -175,7 +184,7 @@ def _train(
         for parameter in parameters.trained:
             parameter.grad = None
         with torch.autocast(device, lesson.autocast, enabled=lesson.autocast is not None):
-            loss = _error(lesson.block, lesson.calls[i], lesson.targets[i])
+            loss = _error(lesson.block, lesson.output, lesson.calls[i], lesson.targets[i])
         torch.autograd.backward(loss)
         parameters.step(optimizer, masters)
         if check is not None and (step + 1) % max(steps // CHECKS, 1) == 0 and not check():

@@ -14,12 +14,14 @@ from torch import nn
 
 from ..choose.example import calls_of, record
 from ..choose.measured import Chooser
+from ..log import progress as logged
 from ..masks import magnitude_mask
 from ..nn.convertible import why_not_sparse
 from ..pruning.layers import is_transposed_linear, stays_dense
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet, run_batch
 from ..pruning.selection import Select
+from ..pruning.sharding import refuse_sharded
 from ..report import Row
 from ..timing import Pair, in_units, interleaved_medians
 from .blocks import checked_batches, main_output, run_first
@@ -47,7 +49,7 @@ def sensitivity(
         times: on a CPU, time each layer on the calls of the first batch, dense and compressed, as
             ``to_sparse(example_inputs=...)`` does. Without times a layer's saving is taken to be the number
             of its multiply-adds.
-        progress: told of each batch, and of each layer that is timed.
+        progress: told of each batch, and of each layer that is timed; the logger "sparse24" is by default.
 
     Returns:
         A report with errors; ``skip(budget)`` names layers to keep dense, ``trade_off()`` and ``plot(path)``
@@ -59,7 +61,8 @@ def sensitivity(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"sensitivity needs a torch.nn.Module, not {type(model).__name__}")
-    kept, said = checked_batches(batches), progress or _silent
+    kept, said = checked_batches(batches), progress or logged
+    refuse_sharded(model, "sensitivity")
     network = unwrap(model)
     plan = plan_for(network, select, (), None)
     seen = {name: _Seen() for name in plan.layers}
@@ -82,11 +85,7 @@ def sensitivity(
     rows = [*_rows(plan, errors, measured), *plan.left]
     order = {name: i for i, (name, _) in enumerate(network.named_parameters())}
     rows.sort(key=lambda row: order.get(row.name, len(order)))
-    return Sensitivity(tuple(rows), "pruned", errors, measured, whole, costs)
-
-
-def _silent(_: str) -> None:
-    pass
+    return Sensitivity(tuple(rows), "measured", errors, measured, whole, costs)
 
 
 @dataclasses.dataclass

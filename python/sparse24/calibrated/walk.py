@@ -20,6 +20,7 @@ from .plan import Plan, Way
 from .reconstruct import reconstruct as train_block
 from .rows import Outcome, as_row, merged, row_of
 from .shelf import Several, Shelf
+from .whole import train_whole
 
 Progress = Callable[[str], None]
 
@@ -80,6 +81,17 @@ class Walk:
                 progress(f"{name}: block {number + 1} of {len(seen.order)}, done before")
         missed = [layer for name in parts if name not in seen.order for layer in self._inside(parts[name])]
         return merged([*rows, *(row for name in (*unreached, *missed) for row in self._not_reached(name))])
+
+    def train_together(
+        self, parts: Mapping[str, nn.Module], targets: Several, progress: Progress
+    ) -> Outcome | None:
+        """Train the parameters of all blocks on what the dense network gave for the batches."""
+        inside = {id(p) for block in parts.values() for p in block.parameters()}
+        masks = {id(p): self.masks[n] for n, p in self.model.named_parameters() if n in self.masks}
+        fixed = {id(p) for p in self.model.parameters()} - inside
+        return train_whole(
+            self.model, self.batches, targets, self.way, masks=masks, fixed=fixed, said=progress
+        )
 
     def _prune_block(
         self, name: str, block: nn.Module, is_called_once: bool, inputs: _Inputs

@@ -77,6 +77,22 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def refuse_sharded(model: nn.Module, caller: str) -> None:
+    """Refuse a model whose weights lie on several processes.
+
+    Raises:
+        ValueError: a parameter is a DTensor (``fully_shard``, tensor parallelism); its name is told.
+    """
+    refuse_flat(model)
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"{caller} needs whole weights, and {name} {tuple(parameter.shape)} is sharded: do it "
+                "before fully_shard or parallelize_module; Sparsifier.prune(from_zeros=True) then takes its "
+                "masks over"
+            )
+
+
 def refuse_flat(model: nn.Module) -> None:
     """Refuse what FSDP1 has flattened, where no weight has a shape of its own any more.
 

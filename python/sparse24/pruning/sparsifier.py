@@ -18,7 +18,7 @@ weights themselves after it: those that this optimizer holds, and no others. Hen
 * Momentum and Adam's moments receive zeros from then on. What they held from dense training decays
   and never reaches a pruned weight; kept weights are updated exactly as without the Sparsifier.
 * Gradients clipped before ``step()`` are clipped by a norm that counts the pruned entries, as in
-  apex.
+  apex, unless :meth:`Sparsifier.mask_gradients` is called before.
 * An optimizer that evaluates a closure (LBFGS) computes gradients after they were masked; its
   weights are masked all the same.
 * A step that ``GradScaler`` skips changes nothing.
@@ -45,6 +45,7 @@ from .prunable import Candidate, find_candidates, layer_at, stored_weight, unwra
 from .rules import MaskRule, rule_of
 from .selection import Select, chosen
 from .sharding import is_sharded, local, refuse_flat, reshard, shard_like, to_sharded
+from .slow_roots import warn_of_slow_roots
 from .steps import Attachment, Masters, Stepped, find_masters, stepping
 
 Score = str | Callable[[Tensor, str], Tensor]
@@ -227,6 +228,7 @@ class Sparsifier:
         masters = [find_masters(self._model, each, self._maskable()) for each in new]
         for each, copies in zip(new, masters, strict=True):
             self._attached.append(weakref.ref(Attachment(self, each, copies)))
+            warn_of_slow_roots(each)
 
     def _maskable(self) -> dict[str, Tensor]:
         """The weights that may ever be masked here, by name: a checkpoint may have masks for any of them."""
@@ -266,6 +268,22 @@ class Sparsifier:
         if any(is_sharded(each.held) for each in stepped[:1]):
             reshard(self._model)
         return all(self._parameter(each.name) is each.parameter for each in stepped)
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of pruned weights now, as each step does before it.
+
+        For a clipping by a norm that leaves them out: ``backward()``, this, ``clip_grad_norm_``, ``step()``.
+        Gradients of loss scaling may be scaled still: it does not matter.
+
+        Raises:
+            ValueError: nothing was pruned yet.
+        """
+        if not self._masks:
+            raise ValueError("no masks to apply to gradients: call prune() or load_state_dict() first")
+        for _, parameter, mask in self._masked():
+            if parameter.grad is not None:
+                mask.apply_(parameter.grad)
 
     @torch.no_grad()
     def _mask_gradients(self, stepped: Sequence[Stepped]) -> None:

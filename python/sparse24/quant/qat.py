@@ -22,6 +22,7 @@ from ..nn.swap import carry_over, places_of, put
 from ..pruning.layers import is_transposed_linear, stays_dense
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet
+from ..pruning.sharding import refuse_sharded
 from ..report import Report, Row
 from .folding import fold_batch_norms
 from .observers import LEVELS
@@ -161,6 +162,7 @@ def prepare_qat(
         ValueError: an unknown word, no 2:4 layer, layers that are compressed or prepared already.
     """
     network = unwrap(_checked(model))
+    refuse_sharded(network, "prepare_qat")
     if activations not in ("static", "dynamic", None):
         raise ValueError(f"activations must be 'static', 'dynamic' or None, not {activations!r}")
     if scales not in ("average", "learned"):

@@ -13,11 +13,13 @@ from torch import nn
 
 from ..calibrated.blocks import checked_batches, run_first
 from ..choose.measured import Chooser
+from ..log import progress as logged
 from ..nn import SparseConv2d, SparseLinear, convert
 from ..nn.int8 import ACTIVATIONS, quantize_rows
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet
+from ..pruning.sharding import refuse_sharded
 from ..report import Report, Row
 from ..timing import Pair
 from .chain import chain
@@ -72,7 +74,7 @@ def quantize(
         when: "faster": a layer that int8 makes slower on this CPU, on the calls of the first batch, stays
             floating (ties within 3 % become int8); "always": it does not.
         symmetric: only true: an asymmetric zero point would make pruned weights others than zero.
-        progress: told of each batch and layer.
+        progress: told of each batch and layer; the logger "sparse24" is by default.
 
     Returns:
         One row a layer: its scale, its SQNR, its times, or why it stays floating.
@@ -86,7 +88,8 @@ def quantize(
     way = Way(method, activations, percentile, min_sqnr, budget, when)
     _check(model, way, symmetric, smooth, batches is None)
     kept = None if batches is None else checked_batches(batches)
-    network, said = unwrap(model), progress or _silent
+    refuse_sharded(model, "quantize")
+    network, said = unwrap(model), progress or logged
     undo: list[Undo] = []
     try:
         undo.append(_compress(network))
@@ -129,10 +132,6 @@ def quantize(
         chained = dict(chain(network, kept[0]))
         rows = [row_chained(row, chained) for row in rows]
     return report_of(network, [*rows, *left], folded)
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _check(model: nn.Module, way: Way, symmetric: bool, smooth: float | None, without: bool) -> None:

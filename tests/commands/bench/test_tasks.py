@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparse24.calibrated import methods
-from sparse24.commands.bench import keeping, oneshot, quantize, table, tasks
+from sparse24.commands.bench import keeping, oneshot, quantize, recipes, table, tasks
 from sparse24.commands.bench.tasks import bytes as byte_task
 from sparse24.commands.bench.tasks import fashion, minilm
 from sparse24.commands.bench.tasks.trained import trained
@@ -195,3 +195,41 @@ def test_loops_are_timed_against_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[0] for row in rows[1:]] == ["SparseGPT", "refit", "ADMM"]
     assert float(rows[1][5].rstrip("%")) > 99
     assert float(rows[2][7]) < 1
+
+
+def test_every_recipe_has_a_row_and_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Task:
+        steps = 24
+        rates = recipes.Task.rates
+
+        def __init__(self, quick: bool) -> None:
+            assert quick
+
+        def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+            return x, x[:, :4].argmax(1)
+
+        def score(self, model: nn.Module) -> float:
+            x, y = self.batch(99)
+            with torch.no_grad():
+                return float((model(x).argmax(1) == y).float().mean())
+
+    monkeypatch.setattr(recipes, "Task", Task)
+    monkeypatch.setattr(
+        fashion,
+        "network",
+        lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4)),
+    )
+    setting = table.Setting(1, 0.01, quick=True, progress=lambda _: None)
+    rows = recipes.tables(setting)[0].rows
+    assert [row[0] for row in rows[2:]] == list(recipes.ways())
+    ends = {row[0]: row[5] for row in rows}
+    assert ends.pop("transposable, dense finish") == "dense"
+    assert [name for name, end in ends.items() if end == "dense"] == [
+        "dense, once",
+        "dense, trained again as long",
+    ]
+    assert {row[1] for row in rows[2:]} == {"24", "4"}
+    monkeypatch.setattr(recipes, "_measured", None)  # all is known
+    again = table.Setting(1, 0.01, quick=True, resume=True, progress=lambda _: None)
+    assert recipes.tables(again)[0].rows == rows

@@ -17,7 +17,7 @@ from ..prunable import Candidate, find_candidates, layer_at, unwrap
 from ..rules import rule_of
 from ..running import quiet
 from ..selection import Select, chosen
-from ..sharding import refuse_flat
+from ..sharding import refuse_flat, refuse_sharded
 from .capture import RefusedError, capture, training
 from .channels import Channels, Solution
 from .outputs import Outputs, difference, outputs_of, tolerance_of
@@ -57,6 +57,7 @@ def permute_network(
             f"ones, not {given}"
         )
     refuse_flat(model)
+    refuse_sharded(model, "permute")
     network = unwrap(model)
     candidates = [c for c in find_candidates(network) if not c.alias_of]
     if names is None:
