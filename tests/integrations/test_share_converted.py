@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sparse24
 from reference import relative_error
+from sparse24.__main__ import main
 from sparse24.nn.held import HeldWeight
 from sparse24.nn.weight import CompressedWeight
 
@@ -154,6 +155,20 @@ def test_weights_in_their_places_come_back_from_a_folder(name: str, tmp_path: Pa
     assert all(torch.equal(tensor, b[key]) for key, tensor in a.items())
     with torch.no_grad():
         assert torch.equal(last(model(**inputs)), last(loaded(**inputs)))
+
+
+def test_a_folder_with_single_experts_is_compressed_by_the_command(tmp_path: Path) -> None:
+    """transformers stacks them while it loads: they are pruned, and dense in the file."""
+    model, inputs = FAMILIES["mixtral"]()
+    model.save_pretrained(tmp_path / "dense", max_shard_size="100KB")
+    assert main(["prune", str(tmp_path / "dense"), str(tmp_path / "out"), "--compress"]) == 0
+    loaded = type(model).from_pretrained(tmp_path / "out").eval()
+    first = loaded.model.layers[0]
+    assert isinstance(first.self_attn.q_proj, sparse24.SparseLinear)
+    assert sparse24.is_sparse24(first.mlp.experts.gate_up_proj.detach(), dim=2)
+    before = last(loaded(**inputs)).detach()
+    assert len(sparse24.to_sparse(loaded, when="always").done) == 2
+    assert relative_error(last(loaded(**inputs)).detach(), before) < 2e-5
 
 
 def test_experts_run_sparse_however_they_are_called() -> None:

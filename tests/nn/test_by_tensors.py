@@ -212,6 +212,25 @@ def test_copies_pickles_casts_and_files(tmp_path: Path) -> None:
             assert all(torch.equal(target.state_dict()[n], t) for n, t in sparse.state_dict().items())
 
 
+def test_a_file_with_a_weight_that_is_not_2_4_makes_it_dense(tmp_path: Path) -> None:
+    dense, sparse = both(everything())
+    state = sparse.state_dict()
+    for key in ("values", "indices"):
+        del state[f"lstm.compressed.weight_hh_l0.{key}"]
+    state["lstm.weight_hh_l0"] = torch.randn(96, 24)
+    torch.save(state, tmp_path / "m.pt")
+    for target in (sparse, everything()):
+        sparse24.load(target, tmp_path / "m.pt")
+        assert torch.equal(target["lstm"].weight_hh_l0, state["lstm.weight_hh_l0"])
+        assert isinstance(target["lstm"].weight_ih_l0, CompressedWeight)
+    state["lstm.weight_hh_l0"] = torch.ones(3, 3)
+    torch.save(state, tmp_path / "m.pt")
+    kinds = [type(module) for module in dense.modules()]
+    with pytest.raises(sparse24.files.FileError, match=r"lstm.weight_hh_l0 is \(3, 3\) in it"):
+        sparse24.load(dense, tmp_path / "m.pt")
+    assert [type(module) for module in dense.modules()] == kinds
+
+
 def test_a_cast_casts_the_layer() -> None:
     dense, sparse = both(nn.ModuleList([nn.GRU(16, 24), nn.Conv1d(16, 24, 3)]), dtype=torch.bfloat16)
     assert {p.dtype for p in sparse.parameters()} == {torch.bfloat16}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,6 +32,10 @@ _WEIGHTS = (
 )  # fmt: skip
 
 
+#: Weights of single experts, which transformers stacks while it loads: pruned, and dense in the file.
+_OF_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
+
+
 def folder_of(path: Path) -> Path:
     """The folder that a checkpoint is in: ``path`` itself, or where that index lies."""
     return path.parent if is_index(path) else path
@@ -48,7 +53,8 @@ def prune_folder(
     """Prune the checkpoint in the folder (or of the index) ``source`` into the folder ``target``.
 
     What else is in the folder (config.json, a tokenizer) is copied. What to prune is decided on all files
-    together. With ``compress`` a ``config.json`` of transformers says that the weights are sparse24's.
+    together. With ``compress`` a ``config.json`` of transformers says that the weights are sparse24's; what
+    the library stacks while it loads, single experts, stays dense in its files.
 
     Args:
         source: see :func:`.shards.shards_of`.
@@ -67,6 +73,8 @@ def prune_folder(
     shown = _all_shown(headers)
     plan = plan_of(shown, choice, compress)
     if compress and _is_of_transformers(folder_of(source)):
+        kept = {name for name in plan.compressed if _OF_EXPERT.search(name) is None}
+        plan = plan._replace(compressed=kept)
         plan = plan._replace(guard=_guarded(plan, shown))
     if dry_run or all(plan.reasons.values()):
         return Report(tuple(_rows_as_planned(headers, plan)), action="pruned")
