@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers import PreTrainedModel
 assert "sparse24" in AUTO_QUANTIZER_MAPPING
 assert hasattr(PreTrainedModel.save_pretrained, "_sparse24_plain")
-assert not any(type(finder).__module__ == "sparse24.integrations" for finder in sys.meta_path)
+finders = [f for f in sys.meta_path if type(f).__module__ == "sparse24.integrations"]
+assert [list(f._waiting) for f in finders] == [["peft.tuners.lora.model"]]
 """
 
 
@@ -116,6 +119,21 @@ assert not any(type(finder).__module__ == "sparse24.integrations" for finder in 
 def test_it_is_registered_whatever_is_imported_first(code: str) -> None:
     ran = run(code)
     assert not ran.returncode, ran.stderr
+
+
+def test_a_library_of_another_version_works_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old_library.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sparse24._integrations, "_WAITED_FOR", {"old_library": ".not_there"})
+    sparse24._integrations.register()
+    with pytest.warns(UserWarning, match="sparse24 is not registered with old_library, which is of another"):
+        module = importlib.import_module("old_library")
+    assert module.answer == 42
+    finders = [f for f in sys.meta_path if type(f).__module__ == "sparse24.integrations"]
+    assert not any("old_library" in finder._waiting for finder in finders)
+    with pytest.warns(UserWarning, match="not registered with old_library"):
+        sparse24._integrations.register()  # it is there already
+    del sys.modules["old_library"]
 
 
 def test_it_is_registered_once() -> None:
