@@ -85,8 +85,7 @@ def test_a_program_runs_on_another_cpu(tmp_path: Path) -> None:
         assert relative_error(torch.load(tmp_path / "y.pt"), model(X)) < 1e-5
 
 
-@pytest.mark.parametrize("how", ["modules", "tensors"])
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize(("how", "dynamo"), [("modules", True), ("modules", False), ("tensors", True)])
 def test_onnx_computes_the_same(how: str, dynamo: bool, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
