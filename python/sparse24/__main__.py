@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_doctor)
 
     report = commands.add_parser("report", help="which weights of a file are 2:4, and what they weigh")
-    report.add_argument("model", type=Path, metavar="MODEL", help=".safetensors, or written by torch.save")
+    report.add_argument(
+        "model", type=Path, metavar="MODEL", help=".safetensors, or written by torch.save; a folder; an index"
+    )
     report.set_defaults(run=_report)
 
     _add_prune(commands)
@@ -124,13 +126,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_prune(commands: Any) -> None:
     parser = commands.add_parser(
         "prune",
-        help="prune the weights of a file to 2:4 by magnitude",
+        help="prune the weights of a file or a sharded checkpoint to 2:4 by magnitude",
         description="Prune the weights of a file to 2:4 by magnitude. Names and shapes, and a config.json "
         "beside the file, tell what a tensor is. A .safetensors file is pruned a tensor at a time; one of "
-        "torch.save is mapped, and all its pruned tensors are in memory at once.",
+        "torch.save is mapped, and all its pruned tensors are in memory at once. The "
+        "files of a folder or an index are pruned one by one into a new folder, with what else is in it.",
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="a state_dict: .safetensors or torch.save")
-    parser.add_argument("target", type=Path, metavar="OUT", help="in the same format; not IN")
+    parser.add_argument(
+        "source", type=Path, metavar="IN", help="a state_dict: .safetensors or torch.save; a folder; an index"
+    )
+    parser.add_argument("target", type=Path, metavar="OUT", help="in the same format; not IN; a new folder")
+    parser.add_argument("--compress", action="store_true", help="write what is pruned in the compressed form")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     for option, what in (("--select", "prune these tensors alone"), ("--skip", "never prune these tensors")):
         parser.add_argument(
             option,
@@ -210,12 +217,19 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(files.report(files.read(options.model)))
+    print(files.report(files.read_all(options.model)))
     return 0
 
 
 def _prune(options: argparse.Namespace) -> int:
-    return prune.run(options.source, options.target, options.select, options.skip)
+    return prune.run(
+        options.source,
+        options.target,
+        options.select,
+        options.skip,
+        compress=options.compress,
+        dry_run=options.dry_run,
+    )
 
 
 def _oneshot(options: argparse.Namespace) -> int:

@@ -242,3 +242,21 @@ def test_a_generator_that_fails_changes_nothing() -> None:
     with pytest.raises(OSError, match="taken out"):
         oneshot(model, batches())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_layers_whose_weights_are_compressed_in_their_places_are_left_alone() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.lstm = nn.Linear(16, 16), nn.LSTM(16, 16, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.lstm(self.linear(x))[0]
+            return output
+
+    model = Steps().eval()
+    report = oneshot(model, [torch.randn(4, 6, 16)], steps=2)
+    assert [row.name for row in report.done] == ["linear.weight"]
+    assert "a LSTM is not calibrated: sparse24.Sparsifier prunes it" in report.left[0].reason
+    with pytest.raises(TypeError, match="a LSTM is not calibrated: Linear, Conv1d"):
+        oneshot(model, [torch.randn(4, 6, 16)], select=["lstm.weight_ih_l0"])

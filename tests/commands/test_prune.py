@@ -18,7 +18,7 @@ from sparse24 import files
 from sparse24.__main__ import main
 from sparse24.commands import prune, stopping
 
-from ..files.state_files import SUFFIXES, fails, network, saved
+from ..files.state_files import SUFFIXES, fails, saved
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -145,7 +145,7 @@ def test_other_ends_are_one_line(
     def end(path: Path) -> None:
         raise error
 
-    monkeypatch.setattr(files, "read", end)
+    monkeypatch.setattr(files, "read_all", end)
     assert main(["report", "x.pt"]) == status
     assert capsys.readouterr().err.strip() == f"sparse24 report: {says}"
 
@@ -154,7 +154,7 @@ def test_a_fault_of_ours_is_not_called_a_users(monkeypatch: Patch) -> None:
     def end(path: Path) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(files, "read", end)
+    monkeypatch.setattr(files, "read_all", end)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["report", "x.pt"])
 
@@ -174,22 +174,3 @@ def test_files_of_other_programs_are_refused_with_the_way_round(
     assert "a GGUF file, whose weights are quantized: prune the safetensors file or checkpoint" in says(gguf)
     renamed = saved(tmp_path / "m.safetensors").rename(tmp_path / "pytorch_model.bin")
     assert "a safetensors file by its contents: rename it to pytorch_model.safetensors" in says(renamed)
-    index = tmp_path / "pytorch_model.bin.index.json"
-    index.write_text('{"weight_map": {}}')
-    assert "the index of a sharded checkpoint: load the model and prune it with sparse24.Sparsifier" in says(
-        index
-    )
-
-
-def test_folders_are_refused_with_the_way_round(tmp_path: Path, capsys: Capture) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    assert f"{folder}: a folder, not a file\n" in fails(capsys, "report", folder)
-    saved(folder / "model-00001-of-00002.safetensors", network().state_dict())
-    assert f"a folder, not a file: give {folder / 'model-00001-of-00002.safetensors'}" in fails(
-        capsys, "report", folder
-    )
-    saved(folder / "model-00002-of-00002.safetensors", network().state_dict())
-    said = fails(capsys, "prune", folder, tmp_path / "out")
-    assert "a folder with a sharded checkpoint: load the model and prune it with sparse24.Sparsifier" in said
-    assert "one by one, with --skip for the output head" in said

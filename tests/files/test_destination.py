@@ -170,7 +170,7 @@ def test_a_safetensors_file_is_pruned_a_tensor_at_a_time(tmp_path: Path) -> None
 def test_a_file_that_shrinks_meanwhile_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = saved(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
     whole = source.read_bytes()
-    header = io.streaming._read_header
+    header = io.streaming.read_header
 
     def shortened(path: Path) -> object:
         found = header(path)
@@ -178,6 +178,6 @@ def test_a_file_that_shrinks_meanwhile_is_named(tmp_path: Path, capsys: pytest.C
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(io.streaming, "_read_header", shortened)
+        patch.setattr(io.streaming, "read_header", shortened)
         assert "ends before its numbers do" in fails(capsys, "prune", source, target)
     assert list(tmp_path.iterdir()) == [source]

@@ -65,7 +65,7 @@ def test_files_without_a_state_dict_are_refused_by_their_keys(
     assert "holds a list, not a state_dict" in fails(capsys, "report", tmp_path / "b.pt")
     torch.save({}, tmp_path / "c.pt")
     assert "but nothing" in fails(capsys, "report", tmp_path / "c.pt")
-    assert "a folder" in fails(capsys, "report", tmp_path)
+    assert "several files with weights and no index" in fails(capsys, "report", tmp_path)
 
 
 def test_files_of_old_torch_are_read(tmp_path: Path) -> None:

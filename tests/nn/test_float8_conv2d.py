@@ -13,10 +13,12 @@ import sparse24
 from emulated import EmulatedStream, Emulator
 from reference import assert_matches, conv2d_reference, relative_error
 from sparse24 import SparseConv2d, to_sparse
+from sparse24.nn import onnx
 from sparse24.nn.dense_loads import accept_compressed
 from sparse24.ops.cuda import launch
 from sparse24.ops.cuda import operators as cuda_ops
 from sparse24.ops.cuda import scaled as cuda_scaled
+from sparse24.quant import reference
 
 from .layers import CONVOLUTIONS, DTYPES, int8_convolution, pruned_conv, saved
 
@@ -62,15 +64,15 @@ def test_the_product_is_that_of_rounded_numbers(
     if layer.padding_mode != "circular":  # which torch's F.pad makes contiguous
         assert output.is_contiguous(memory_format=layout)
     # Padded by the layer itself, the images are what the kernel sees, and their largest numbers the same.
-    reference = copy.deepcopy(dense).double()
+    exact = copy.deepcopy(dense).double()
     weight = layer.values.double() * layer.weight_scale.double().unsqueeze(1)
     weight = layer._form.to_weight(torch.ops.sparse24.decompress(weight.float(), layer.indices))
-    reference.weight.data.copy_(weight)
+    exact.weight.data.copy_(weight)
     if layer.bias is not None:
-        reference.bias.data.copy_(layer.bias)
-    assert_matches(output, reference(as_multiplied(x)), dtype)
-    for one, exact in zip(output, dense(x.float()), strict=True):
-        assert relative_error(one, exact) <= 8e-2  # of every image by itself
+        exact.bias.data.copy_(layer.bias)
+    assert_matches(output, exact(as_multiplied(x)), dtype)
+    for one, plain in zip(output, dense(x.float()), strict=True):
+        assert relative_error(one, plain) <= 8e-2  # of every image by itself
     assert torch.equal(layer(x[0]), layer(x[:1])[0])
 
 
@@ -250,6 +252,18 @@ def test_models_with_float8_convolutions_are_left_as_they_are() -> None:
     report = sparse24.quantize(model, [torch.randn(2, 8, 5, 5)])
     assert [r.reason for r in report if r.name == "0"] == ["float8 already"]
     assert layer.is_float8
+
+
+def test_a_reference_computes_the_same_and_onnx_names_it() -> None:
+    layer, _ = pair()
+    model, x = nn.Sequential(layer, nn.ReLU()), uneven(3, 8, 5, 5)
+    with torch.no_grad():
+        for one, wanted in zip(reference(model)(x), model(x), strict=True):
+            assert (
+                relative_error(one, wanted) <= 2e-2
+            )  # a number on the border of two codes may fall to either
+    with pytest.raises(ValueError, match=r"SparseConv2d takes float8 activations.*quant\.reference"):
+        onnx.weight(layer)
 
 
 @pytest.mark.parametrize(("sm", "sparse"), [(90, True), (89, True), (86, False)])

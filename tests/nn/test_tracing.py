@@ -1,9 +1,8 @@
-"""Programs that look into a model: torch.fx, TorchScript's trace, ONNX; and inference mode."""
+"""Programs that look into a model: torch.fx and TorchScript's trace; and inference mode."""
 
 from __future__ import annotations
 
 import io
-import types
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 import sparse24
 from reference import prune_layers
 from sparse24 import SparseConv2d, SparseLinear, SparseMultiheadAttention
-from sparse24.nn import tracing
+from sparse24.nn import onnx, tracing
 
-from .layers import compressed_layers, pruned_conv, pruned_linear
+from .layers import pruned_conv, pruned_linear
 
 pytestmark = [
     pytest.mark.usefixtures("seeded"),
@@ -96,13 +95,6 @@ def test_a_whole_model_passes_the_check_of_jit_trace(model: nn.Module, x: Tensor
         assert torch.equal(torch.jit.load(saved)(other), traced(other))
 
 
-@pytest.mark.parametrize("layer", range(3), ids=["linear", "conv", "attention"])
-def test_onnx_names_to_dense(layer: int) -> None:
-    module, input = compressed_layers()[layer]
-    with pytest.raises(ValueError, match=r"no operator for Sparse\w+: call sparse24\.to_dense\(model\)"):
-        torch.onnx.export(module.eval(), (input,), io.BytesIO(), dynamo=False)
-
-
 def test_script_is_refused_with_the_way_round(model: nn.Module) -> None:
     with pytest.raises(TypeError, match=r"cannot compile SparseConv2d: record .*torch\.jit\.trace"):
         torch.jit.script(model)
@@ -110,20 +102,10 @@ def test_script_is_refused_with_the_way_round(model: nn.Module) -> None:
         torch.jit.script(model.attention)
 
 
-def test_onnx_through_torch_export_names_to_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ``torch.onnx.export(dynamo=True)`` does it, without the packages that it needs."""
-    fake = types.SimpleNamespace(is_in_onnx_export=lambda: True)
-    monkeypatch.setattr(torch, "onnx", fake)
-    model = nn.Sequential(SparseLinear.from_dense(pruned_linear(16, 8)))
-    with pytest.raises(ValueError, match=r"call sparse24\.to_dense\(model\) before torch\.onnx\.export"):
-        torch.export.export(model, (torch.randn(2, 16),), strict=False)
-    model(torch.randn(2, 16))  # and nothing is asked of a plain call
-
-
 def test_nobody_looks_in_during_a_plain_call() -> None:
     assert not tracing.is_traced()
     assert tracing.leaf_of(nn.Linear(2, 2), (torch.ones(2),)) is None
-    tracing.refuse_onnx(nn.Linear(2, 2))
+    assert not onnx.is_exported()
 
 
 @pytest.mark.parametrize("built_inside", [False, True])

@@ -89,13 +89,14 @@ class Model(nn.Module):
         self.last = nn.Linear(16, 16)
 
 
-DONE = ["linear", "conv", "attention.in_proj_weight", "attention.out_proj", "named", "last"]
+DONE = [
+    "linear", "conv", "attention.in_proj_weight", "attention.out_proj", "named", "padded", "own", "conv1d",
+    "last",
+]  # fmt: skip
 LEFT = {
-    "padded": "StaticPadding is a subclass of Conv2d with its own forward",
-    "standardized": "WeightStandardized is a subclass of Conv2d with its own forward",
-    "own": "OwnLinear is a subclass of Linear with its own forward",
+    "standardized": "WeightStandardized is a subclass of Conv2d with its own forward, which computes "
+    "something else from its weight (mean)",
     "by_hand": "its forward was replaced by hand",
-    "conv1d": "no sparse kernel for Conv1d",
     "conv3d": "no sparse kernel for Conv3d",
     "own_attention": "OwnAttention is a subclass of MultiheadAttention with its own forward",
     "half_attention": "OwnLinear is a subclass of Linear with its own forward",
@@ -151,16 +152,16 @@ def test_a_small_layer_is_no_smaller_for_both() -> None:
 
 
 def test_select_overrides_and_the_report_still_says_it(model: nn.Module) -> None:
-    sparsifier = Sparsifier(model, select=["padded", "conv1d", "linear", "small"])
+    sparsifier = Sparsifier(model, select=["standardized", "conv3d", "linear", "small"])
     assert (
-        reason_of(sparsifier, "conv1d")
-        == "not pruned yet: call prune(); stays dense: no sparse kernel for Conv1d"
+        reason_of(sparsifier, "conv3d")
+        == "not pruned yet: call prune(); stays dense: no sparse kernel for Conv3d"
     )
     reasons = {row.name: row.reason for row in sparsifier.prune().done}
     assert reasons == {
         "linear": "",
-        "padded": f"stays dense: {LEFT['padded']}",
-        "conv1d": f"stays dense: {LEFT['conv1d']}",
+        "standardized": f"stays dense: {LEFT['standardized']}",
+        "conv3d": f"stays dense: {LEFT['conv3d']}",
         "small": "stays dense: it is no smaller when compressed (136 bytes)",
     }
 
@@ -169,8 +170,8 @@ def test_asp_keeps_apexs_set_with_the_remark() -> None:
     model = nn.ModuleDict(
         {
             "body": nn.Linear(16, 16),
-            "conv1d": nn.Conv1d(16, 16, 3),
-            "own": OwnLinear(16, 16),
+            "conv3d": nn.Conv3d(16, 16, 3),
+            "own": WeightStandardized(16, 16, 3),
             "last": nn.Linear(16, 16),
         }
     )
@@ -178,15 +179,15 @@ def test_asp_keeps_apexs_set_with_the_remark() -> None:
     ASP.compute_sparse_masks()
     rows = {row.name: row for row in ASP.report()}
     assert all(row.done for row in rows.values())
-    assert rows["conv1d"].reason == "stays dense: no sparse kernel for Conv1d"
-    assert rows["own"].reason == f"stays dense: {LEFT['own']}"
+    assert rows["conv3d"].reason == "stays dense: no sparse kernel for Conv3d"
+    assert rows["own"].reason == f"stays dense: {LEFT['standardized']}"
     assert rows["body"].reason == ""
     ASP.release(model)
 
 
 def test_masks_of_version_0_1_load(model: nn.Module) -> None:
     """It pruned by default what would stay dense, and heads inside wrappers."""
-    wrapped = nn.ModuleDict({"net": nn.Sequential(nn.Linear(16, 16), nn.Conv1d(8, 8, 3), nn.Linear(16, 10))})
+    wrapped = nn.ModuleDict({"net": nn.Sequential(nn.Linear(16, 16), nn.Conv3d(8, 8, 3), nn.Linear(16, 10))})
     masks = {
         name: magnitude_mask(wrapped.get_parameter(name))
         for name in ("net.0.weight", "net.1.weight", "net.2.weight")

@@ -40,6 +40,7 @@ class Zoo(nn.Module):
         self.conv = nn.Conv2d(8, 12, (3, 2))
         self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
         self.conv1d = nn.Conv1d(6, 4, 5)
+        self.conv3d = nn.Conv3d(6, 4, 5)
         self.attention = nn.MultiheadAttention(16, 4)
         self.cross = nn.MultiheadAttention(16, 4, kdim=8, vdim=12)
         self.odd = nn.Linear(30, 24)
@@ -62,6 +63,7 @@ def test_every_kind_of_layer_is_pruned_along_its_input_channels() -> None:
     report = sparsifier.prune()
     dims = {
         "conv.weight": 1,
+        "conv1d.weight": 1,
         "attention.in_proj_weight": 1,
         "attention.out_proj.weight": 1,
         "cross.q_proj_weight": 1,
@@ -70,6 +72,8 @@ def test_every_kind_of_layer_is_pruned_along_its_input_channels() -> None:
         "cross.out_proj.weight": 1,
         "odd.weight": 1,
         "transposed.weight": 0,
+        "lstm.weight_ih_l0": 1,
+        "lstm.weight_hh_l0": 1,
         "half.weight": 1,
         "classifier.0.weight": 1,
     }
@@ -93,11 +97,10 @@ def test_the_report_says_why_a_layer_is_left_alone() -> None:
         "embed": "looked up, not multiplied",
         "stem": "3 input channels (dim 1): 2:4 needs 4",
         "depthwise": "1 input channels (dim 1): 2:4 needs 4",
-        "lstm.weight_ih_l0": "not a layer that is pruned",
         "tied": "tied to the embedding embed; select it by name",
         "classifier.2": "an output head by its name (classifier); select it by name",
         "odd": "not pruned yet: call prune()",
-        "conv1d": "would stay dense: no sparse kernel for Conv1d; select it by name to prune it",
+        "conv3d": "would stay dense: no sparse kernel for Conv3d; select it by name to prune it",
         "shared": "would stay dense: its weight is shared with twin.weight: untie it first",
         "twin": "would stay dense: its weight is shared with shared.weight: untie it first",
     }
@@ -112,7 +115,7 @@ def test_the_report_says_why_a_layer_is_left_alone() -> None:
     assert rows["odd"].bytes_before == rows["odd"].bytes_after == 30 * 24 * 4
     assert rows["twin"].bytes_before == rows["tied"].bytes_before == 0
     assert rows["conv"].shape == (12, 8, 3, 2)
-    assert "11 of 21 layers pruned" in str(sparsifier.report())
+    assert "14 of 22 layers pruned" in str(sparsifier.report())
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ DIRECTIONS = {
     "calibrated": f"files choose nn pruning {_LOW}",
     "quant": f"calibrated files choose nn pruning {_LOW}",
     "files": f"nn pruning {_LOW}",
-    "__init__": f"files {_MIDDLE}",
-    "integrations": f"__init__ files {_MIDDLE}",
+    "integrations": f"files {_MIDDLE}",
+    "__init__": f"files integrations {_MIDDLE}",  # which waits for other libraries to be imported
     "commands": f"__init__ files integrations {_MIDDLE}",
     "__main__": f"__init__ files integrations commands {_MIDDLE}",
     # The names of version 0.1, which scripts and pickles know, and nothing in the package.
@@ -37,7 +37,15 @@ DIRECTIONS = {
     "attention": "nn",
 }
 #: Steps against the directions that are known: file, room.
-KNOWN_DETOURS = {("nn/convert.py", "pruning"), ("nn/convertible.py", "pruning")}
+KNOWN_DETOURS = {
+    ("nn/convert.py", "pruning"),
+    ("nn/convertible.py", "pruning"),
+    ("nn/shells.py", "pruning"),
+    ("nn/by_tensors.py", "pruning"),
+    ("nn/dense_loads.py", "pruning"),
+    ("nn/forms.py", "pruning"),
+    ("nn/plan.py", "pruning"),
+}
 
 
 def modules(root: Path) -> list[Path]:

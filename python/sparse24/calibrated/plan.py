@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import masks as patterns
+from ..pruning.layers import stays_dense
 from ..pruning.prunable import Candidate, find_candidates, layer_at
 from ..pruning.rules import rule_of
 from ..pruning.selection import Select, chosen
@@ -67,6 +68,9 @@ def plan_for(
             left.append(left_row(model, candidate))
             continue
         name, layer = _owner(model, candidate)
+        if select is None and (reason := _why_not_calibrated(layer)):
+            left.append(left_row(model, candidate, reason))
+            continue
         matrices = matrices_of(name, layer)  # TypeError: it cannot be calibrated
         weight = next(matrix.parameter for matrix in matrices if matrix.name == candidate.name)
         _check_weight(candidate.name, weight)
@@ -78,6 +82,13 @@ def plan_for(
     plan = Plan(layers, parameters, left, dict(masks or {}))
     _check_masks(plan)
     return plan
+
+
+def _why_not_calibrated(layer: nn.Module) -> str:
+    """Why a layer whose weight is compressed in its place is left alone unless selected; or ""."""
+    if not stays_dense(layer) or type(layer) is nn.Conv1d:
+        return ""
+    return f"a {type(layer).__name__} is not calibrated: sparse24.Sparsifier prunes it by magnitude"
 
 
 def _owner(model: nn.Module, candidate: Candidate) -> tuple[str, nn.Module]:

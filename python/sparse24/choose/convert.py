@@ -13,6 +13,7 @@ from ..nn import convert
 from ..nn.convert import Decide, Verdict, why_device_dense
 from ..nn.convertible import FilterFn
 from ..nn.fuse import fuse_activations
+from ..nn.plan import How
 from ..report import Report
 from . import cpu, example, kept, measured, rules
 
@@ -27,12 +28,16 @@ def to_sparse(
     when: When = "faster",
     example_inputs: Any = None,
     fuse: bool = False,
+    how: How = "modules",
 ) -> Report:
     """Replace the pruned layers of ``model`` by compressed ones, in place, where that makes them faster.
 
-    ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` can be converted where their
-    weight is 2:4 along the input channels; everything else stays, and the report says why. Files do not
-    depend on what is chosen: a state_dict of either kind loads into a model of either kind.
+    ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are replaced where their
+    weight is 2:4 along the input channels. Where ``when="always"`` says so, ``Conv1d``, LSTM, GRU and RNN and
+    their cells, stacks of experts [E, out, in] of transformers, and subclasses of Linear and Conv2d that pad
+    or cast in ``forward`` stay the modules they are, with compressed tensors in the places of their weights.
+    The rest stays, and the report says why. Files do not depend on what is chosen: a state_dict of either
+    kind loads into a model of either kind.
 
     On a CPU, ``when="faster"`` decides layer by layer. With ``example_inputs`` the model runs on them once;
     then each layer is timed, dense and compressed in turns, on inputs of the shapes that it saw, with weights
@@ -57,6 +62,9 @@ def to_sparse(
         when: "faster", or "always": convert whatever can run, for half the memory at any speed.
         example_inputs: one call (a tensor, a tuple of positional arguments, or a mapping of named ones) or a
             list of calls that are made equally often, as prefill and decode.
+        how: "modules": replace layers where there is a compressed one. "tensors": keep every module, and put
+            compressed tensors in the places of weights; ``F.linear``, ``F.conv2d`` and the like run sparse
+            with them, but what is compiled or exported runs dense.
         fuse: fold a ReLU or GELU that follows a converted layer into its product, where the graph is plain:
             in ``nn.Sequential``, torch's transformer layers and the blocks of :mod:`sparse24.nn.fuse`.
 
@@ -65,7 +73,8 @@ def to_sparse(
 
     Raises:
         TypeError: ``model`` is no module; another dtype; example inputs of another kind.
-        ValueError: ``model`` itself is the layer, which cannot be swapped in place; an unknown ``when``;
+        ValueError: ``model`` itself is the layer, which cannot be swapped in place; an unknown ``when`` or
+            ``how``;
             example inputs that nothing is decided by, or an empty list of them.
     """
     if when not in ("faster", "always"):
@@ -75,7 +84,7 @@ def to_sparse(
     calls = None if example_inputs is None else example.calls_of(example_inputs)
     model, is_compiled = _what_was_compiled(model)
     decide = None if when == "always" else _decision(model, dtype, calls, is_compiled)
-    report = convert.to_sparse(model, dtype, filter_fn, decide)
+    report = convert.to_sparse(model, dtype, filter_fn, decide, how)
     return fuse_activations(model, report) if fuse else report
 
 

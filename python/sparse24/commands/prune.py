@@ -46,36 +46,56 @@ class Progress:
             print(file=sys.stderr)
 
 
-def run(source: Path, target: Path, select: Sequence[str], skip: Sequence[str]) -> int:
-    """Prune a file.
+def run(
+    source: Path,
+    target: Path,
+    select: Sequence[str],
+    skip: Sequence[str],
+    *,
+    compress: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Prune a file, or the checkpoint in a folder.
 
     Raises:
         FileError: what cannot be read, pruned or written; ``target`` is as before.
         Stopped: by a signal; ``target`` is as before, and no other file is left.
     """
-    if files.is_safetensors(source) != files.is_safetensors(target):
-        raise FileError(f"{target}: IN and OUT must both end in .safetensors, or both not")
-    files.check_is_file(source)
-    files.check(target, source)
-    choice = Choice(select, skip, files.vocabularies_beside(source))
-    passes = 1 if files.is_safetensors(source) else 2  # torch's files are pruned, then written
-    progress = Progress(passes * source.stat().st_size)
+    choice = Choice(select, skip, files.vocabularies_beside(source / "x" if source.is_dir() else source))
+    options = {"compress": compress, "dry_run": dry_run}
+    if source.is_dir() or files.is_index(source):
+        found = files.shards_of(source)
+        files.check_folder(target, 0 if dry_run else sum(each.stat().st_size for each in found.files))
+        progress = Progress(sum(each.stat().st_size for each in found.files))
+    else:
+        if files.is_safetensors(source) != files.is_safetensors(target):
+            raise FileError(f"{target}: IN and OUT must both end in .safetensors, or both not")
+        files.check_is_file(source)
+        files.check(target, source)
+        passes = 1 if files.is_safetensors(source) else 2  # torch's files are pruned, then written
+        progress = Progress(passes * source.stat().st_size)
     try:
         with stoppable():
-            report = _prune(source, target, choice, progress)
+            report = _prune(source, target, choice, progress, options)
     finally:
         progress.close()
     print(report)
     if not report.done:
         raise FileError(f"{source}: nothing to prune, so {target} was not written")
+    if dry_run:
+        print(f"dry run: {target} was not written")
     return 0
 
 
-def _prune(source: Path, target: Path, choice: Choice, progress: Progress) -> Report:
-    """A safetensors file a tensor at a time; torch's own format wants the whole state_dict."""
+def _prune(
+    source: Path, target: Path, choice: Choice, progress: Progress, options: dict[str, bool]
+) -> Report:
+    """Safetensors files a tensor at a time; torch's own format wants the whole state_dict of a file."""
+    if source.is_dir() or files.is_index(source):
+        return files.prune_folder(source, target, choice, progress, **options)
     if files.is_safetensors(source):
-        return files.prune_safetensors(source, target, choice, progress)
-    pruned, report = files.prune(files.read(source), *choice, progress)
-    if report.done:
+        return files.prune_safetensors(source, target, choice, progress, **options)
+    pruned, report = files.prune(files.read(source), *choice, progress, compress=options["compress"])
+    if report.done and not options["dry_run"]:
         files.write(pruned, target, progress)
     return report

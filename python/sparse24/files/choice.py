@@ -52,6 +52,14 @@ class Shown(NamedTuple):
         return len(self.shape) >= 2 and (isinstance(self.dtype, str) or self.dtype.is_floating_point)
 
 
+class Plan(NamedTuple):
+    """What becomes of the tensors of a state_dict, whatever files they are in."""
+
+    reasons: dict[str, str]  #: why a tensor is left alone; empty for one to prune
+    compressed: frozenset[str] | set[str] = frozenset()  #: written as what compressed layers hold
+    guard: str = ""  #: one of those, beside which a guard is written
+
+
 class Choice(NamedTuple):
     """What the user and the files beside say."""
 
@@ -142,7 +150,7 @@ def _why_not_by_name(name: str) -> str:
 def _why_not_by_shape(name: str, tensors: Mapping[str, Shown], choice: Choice) -> str:
     shape, layer = tensors[name].shape, name.split(".")[:-1]
     if len(shape) not in (2, 4):
-        return f"{len(shape)} dimensions (a Conv1d, a Conv3d, a stack of experts): would stay dense"
+        return f"{len(shape)} dimensions (a Conv1d, a Conv3d, a stack of experts): prune the model"
     if shape[0] in choice.vocabularies:
         return f"an embedding or an output head: config.json has a vocabulary of {shape[0]}"
     if len(shape) == 2 and shape[0] >= max(_TABLE_ROWS, _TABLE_RATIO * shape[1]):

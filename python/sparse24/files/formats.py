@@ -32,7 +32,7 @@ _UNPICKLING = (
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 #: Where a safetensors file says the format of its compressed weights.
-_METADATA_KEY = "sparse24_format"
+METADATA_KEY = "sparse24_format"
 
 
 class Unreadable(NamedTuple):
@@ -112,7 +112,7 @@ def check_is_file(path: Path) -> None:
         FileError: no such file; a folder; a file of another program's.
     """
     if path.is_dir():
-        raise FileError(_about_folder(path))
+        raise FileError(f"{path}: a folder, not a file")
     if not path.is_file():
         raise FileError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
@@ -124,23 +124,6 @@ def check_is_file(path: Path) -> None:
         )
     if not is_safetensors(path) and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < 1 << 27:
         raise FileError(f"{path}: a safetensors file by its contents: rename it to {path.stem}.safetensors")
-    if path.name.endswith(".index.json"):
-        raise FileError(f"{path}: the index of a sharded checkpoint: {_WAY_ROUND_SHARDS}")
-
-
-_WAY_ROUND_SHARDS = (
-    "load the model and prune it with sparse24.Sparsifier, or prune its files one by one, with --skip for "
-    "the output head"
-)
-
-
-def _about_folder(path: Path) -> str:
-    files = sorted(
-        file.name for file in path.iterdir() if file.suffix in {".safetensors", ".bin", ".pt", ".pth"}
-    )
-    if len(files) > 1 or any(path.glob("*.index.json")):
-        return f"{path}: a folder with a sharded checkpoint: {_WAY_ROUND_SHARDS}"
-    return f"{path}: a folder, not a file" + (f": give {path / files[0]}" if files else "")
 
 
 def check_formats(path: Path, file: StateFile) -> None:
@@ -162,7 +145,7 @@ def _formats_of(file: StateFile) -> dict[str, int]:
 
     A torch file keeps it where torch keeps versions of modules, a safetensors file in its metadata.
     """
-    whole = (file.metadata or {}).get(_METADATA_KEY, "1")
+    whole = (file.metadata or {}).get(METADATA_KEY, "1")
     default = int(whole) if whole.isdecimal() else FORMAT + 1
     found = {}
     for each in file.state_dicts:
@@ -271,7 +254,7 @@ def _write_safetensors(file: StateFile, temporary: Path, path: Path) -> None:
 
     metadata = file.metadata
     if _formats_of(file):
-        metadata = {**(metadata or {}), _METADATA_KEY: str(FORMAT)}
+        metadata = {**(metadata or {}), METADATA_KEY: str(FORMAT)}
     save_file({name: tensor.contiguous() for name, tensor in file.tensors.items()}, temporary, metadata)
 
 

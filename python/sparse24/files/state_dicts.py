@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from ..nn.compressed import DTYPES
 from ..pruning.layers import compressed_bytes
 from ..pruning.rules import unfit
 from ..report import Report, Row
-from .choice import RULE, Choice, Shown, check_patterns, reasons_not_to
+from .choice import RULE, Choice, Plan, Shown, check_patterns, reasons_not_to
+from .compressing import bytes_of, compressed, compressed_shapes, to_compress
 from .formats import StateFile, Unreadable, first_line
 
 _NAN = float("nan")
@@ -84,6 +85,8 @@ def prune(
     skip: Sequence[str] = (),
     vocabularies: frozenset[int] = frozenset(),
     told: Callable[[int], None] = lambda count: None,
+    *,
+    compress: bool = False,
 ) -> tuple[StateFile, Report]:
     """Prune weights to 2:4 along dim 1 by magnitude; ``file`` is not changed.
 
@@ -98,6 +101,7 @@ def prune(
         skip: names or fnmatch patterns; never prune these.
         vocabularies: numbers of rows of embeddings and output heads.
         told: called with numbers of bytes as they are looked at.
+        compress: put ``values`` and ``indices`` in the place of what is pruned.
 
     Returns:
         The pruned copy, and one row for each floating tensor of two or more dimensions.
@@ -106,36 +110,65 @@ def prune(
         FileError: a pattern in ``select`` or ``skip`` that matches no tensor.
     """
     choice = Choice(select, skip, vocabularies)
-    shown = {each.path: {n: _shown(t) for n, t in each.tensors.items()} for each in file.state_dicts}
+    shown = {each.path: shown_in(each.tensors) for each in file.state_dicts}
     prefixes = {each.path: each.prefix for each in file.state_dicts}
     names = [prefixes[path] + n for path, held in shown.items() for n, one in held.items() if one.has_row]
     check_patterns(names, choice)
+    plans = {}
+    for each in file.state_dicts:
+        reasons = reasons_not_to(shown[each.path], choice, each.prefix)
+        chosen = [name for name, reason in reasons.items() if not reason]
+        plans[each.path] = Plan(reasons, to_compress(shown[each.path], chosen) if compress else set())
+    return pruned_by(file, plans, told)
+
+
+def pruned_by(
+    file: StateFile, plans: Mapping[tuple[str, ...], Plan], told: Callable[[int], None]
+) -> tuple[StateFile, Report]:
+    """A pruned copy of ``file``, and its rows: ``plans`` has one for the path of every state_dict."""
     state = copy.copy(file.state)  # with the attribute by which torch knows versions of modules
     rows: list[Row] = []
     done: dict[Hashable, Tensor] = {}
     for each in file.state_dicts:
-        pruned: dict[str, Tensor] = {}
-        for name, reason in reasons_not_to(shown[each.path], choice, each.prefix).items():
-            tensor = each.tensors[name]
-            if not reason:
+        plan, shown = plans[each.path], shown_in(each.tensors)
+        changed: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in each.tensors.items():
+            if name in plan.compressed and name not in plan.reasons:
+                changed[name] = compressed(name, tensor)
+            if name not in plan.reasons:
+                continue
+            if not plan.reasons[name]:
                 if _place(tensor) not in done:
                     done[_place(tensor)] = tensor.clone()
                     prune_(done[_place(tensor)])
-                tensor = pruned[name] = done[_place(tensor)]
-            rows.append(_pruned_row(each.prefix + name, tensor, reason))
+                tensor = done[_place(tensor)]  # noqa: PLW2901
+                is_kept = name not in plan.compressed
+                changed[name] = {name: tensor} if is_kept else compressed(name, tensor)
+                if name == plan.guard:
+                    changed[name][name] = torch.empty(0, dtype=torch.uint8)
+                if not is_kept:
+                    del done[_place(each.tensors[name])]
+            rows.append(_pruned_row(each.prefix, name, tensor, plan, shown[name]))
             told(tensor.numel() * tensor.element_size())
-        state = _with(state, each.path, pruned)
+        state = _with(state, each.path, changed)
     return dataclasses.replace(file, state=state), Report(tuple(rows), action="pruned")
 
 
-def _with(state: Any, path: Sequence[str], pruned: dict[str, Tensor]) -> Any:
+def _with(state: Any, path: Sequence[str], changed: dict[str, dict[str, Tensor]]) -> Any:
     """A copy of a mapping with other tensors in the mapping at ``path``; what is beside it is the same."""
     copied = copy.copy(state)
     if path:
-        copied[path[0]] = _with(state[path[0]], path[1:], pruned)
-    else:
-        copied.update(pruned)
+        copied[path[0]] = _with(state[path[0]], path[1:], changed)
+        return copied
+    copied.clear()
+    for name, value in state.items():
+        copied.update(changed.get(name, {name: value}) if isinstance(name, str) else {name: value})
     return copied
+
+
+def shown_in(tensors: Mapping[str, Tensor]) -> dict[str, Shown]:
+    """What a state_dict shows of its tensors."""
+    return {name: _shown(tensor) for name, tensor in tensors.items()}
 
 
 def _place(tensor: Tensor) -> Hashable:
@@ -148,9 +181,12 @@ def _shown(tensor: Tensor) -> Shown:
     return Shown(tuple(tensor.shape), tensor.dtype, _place(tensor) if strided else None, tensor.layout)
 
 
-def _pruned_row(name: str, tensor: Tensor, reason: str) -> Row:
+def _pruned_row(prefix: str, name: str, tensor: Tensor, plan: Plan, shown: Shown) -> Row:
     size = tensor.numel() * tensor.element_size()
+    reason = plan.reasons[name]
     remark = reason or RULE.remark(tensor, 1)
-    return Row(
-        name, _dtype_name(tensor), tuple(tensor.shape), not reason, remark, kept_share(tensor), size, size
-    )
+    after = size
+    if name in plan.compressed:
+        after = sum(bytes_of(each) for each in compressed_shapes(name, shown).values())
+    kind, shape = _dtype_name(tensor), tuple(tensor.shape)
+    return Row(prefix + name, kind, shape, not reason, remark, kept_share(tensor), size, after)

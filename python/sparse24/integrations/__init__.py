@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 _WAITED_FOR = {
     "transformers.quantizers.auto": ".transformers",
     "transformers.modeling_utils": ".saving",
+    "peft.tuners.lora.model": ".peft",
 }
 
 
@@ -27,9 +29,27 @@ def register() -> None:
     waiting = dict(_WAITED_FOR)
     for name in list(waiting):
         if name in sys.modules:
-            importlib.import_module(waiting.pop(name), __package__)
-    if waiting and not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+            _import(waiting.pop(name), name)
+    for finder in sys.meta_path:
+        if isinstance(finder, _Waiting):
+            finder.wait_for(waiting)
+            return
+    if waiting:
         sys.meta_path.insert(0, _Waiting(waiting))
+
+
+def _import(ours: str, theirs: str) -> None:
+    """Import what registers; a library that lacks what it needs works on, as if sparse24 were not there."""
+    try:
+        importlib.import_module(ours, __package__)
+    except (ImportError, AttributeError) as error:
+        library = theirs.partition(".")[0]
+        warnings.warn(
+            f"sparse24 is not registered with {library}, which is of another version than those it knows "
+            f"({error}): sparse networks are not saved, loaded or adapted by it",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 class _Waiting(importlib.abc.MetaPathFinder):
@@ -38,6 +58,10 @@ class _Waiting(importlib.abc.MetaPathFinder):
     def __init__(self, waiting: dict[str, str]) -> None:
         self._waiting = waiting
         self._asking: set[str] = set()
+
+    def wait_for(self, others: dict[str, str]) -> None:
+        """Wait for more modules."""
+        self._waiting |= others
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -72,7 +96,7 @@ class _Loader:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(self._ours, __package__)
+        _import(self._ours, module.__name__)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.weights import Weight, sweep
-from . import int8, on_device
-from .forms import Form, with_values
+from . import int8, on_device, onnx
+from .forms import Form, with_own_names, with_values
+from .guard import is_guard
 from .tracing import Unscriptable, is_traced
 from .weight import CompressedWeight
 
@@ -183,6 +184,8 @@ class CompressedModule(Unscriptable, nn.Module):
         and raises ValueError if not; what is stored in 8 bits is only read. While torch compiles or exports
         it is a dense copy.
         """
+        if onnx.is_exported():
+            return onnx.weight(self)
         if torch.compiler.is_compiling():
             if int8.is_narrow(self):
                 return int8.dequantized(self, self._float_dtype)
@@ -264,6 +267,9 @@ class CompressedModule(Unscriptable, nn.Module):
                 f"({FORMAT}): install a newer one"
             )
             return
+        if prefix + "weight" in state_dict and is_guard(prefix + "weight", state_dict):
+            state_dict = {key: each for key, each in state_dict.items() if key != prefix + "weight"}
+        state_dict = with_own_names(state_dict, prefix)
         try:
             state_dict = with_values(state_dict, prefix, self._form, self._dtype())
         except ValueError as error:

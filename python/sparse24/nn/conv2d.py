@@ -15,10 +15,10 @@ from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.patches import Window
 from ..ops.cuda.products import conv2d_by
 from ..ops.cuda.weights import Weight
-from . import grad, int8
+from . import grad, int8, onnx
 from .compressed import CompressedModule, wants_grad
 from .forms import Conv2dForm, compress_weight
-from .tracing import leaf_of, refuse_onnx
+from .tracing import leaf_of
 
 
 class SparseConv2d(CompressedModule):
@@ -104,7 +104,6 @@ class SparseConv2d(CompressedModule):
         if isinstance(input, Proxy):
             leaf: Tensor | None = leaf_of(self, (input,))
             return self._recorded(input) if leaf is None else leaf
-        refuse_onnx(self)
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
                 f"input must be [N, {self.in_channels}, H, W] or [{self.in_channels}, H, W], "
@@ -123,6 +122,8 @@ class SparseConv2d(CompressedModule):
         return ops.conv2d(input, *self._operands(), self.activation, self._window)
 
     def _product(self, input: Tensor) -> Tensor:
+        if onnx.is_exported():
+            return onnx.conv2d(self, input)
         if int8.is_narrow(self):
             return int8.conv2d(self, input)
         if input.is_cuda:

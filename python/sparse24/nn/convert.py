@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from ..masks import kept_share
 from ..ops import machine, names_of
 from ..ops.cuda import cusparselt
-from ..pruning.layers import DENSE, Owners, dense_class, is_transposed_linear
+from ..pruning.by_tensors import weights_by_tensors
+from ..pruning.layers import DENSE, dense_class, is_transposed_linear, stays_dense
 from ..report import Report, Row
+from . import by_tensors
 from .attention import SparseMultiheadAttention
+from .by_tensors import HeldUndo
 from .compressed import DTYPES
 from .conv2d import SparseConv2d
 from .convertible import (
@@ -21,12 +24,12 @@ from .convertible import (
     FilterFn,
     bytes_of,
     layers_of,
-    why_not_sparse,
-    why_refused,
 )
 from .dense_loads import accept_compressed
 from .fuse import folds_of
+from .held import HeldWeight
 from .linear import SparseLinear
+from .plan import How, by_tensors_alone, plan_of
 from .swap import CARRIED_HOOKS, Places, Undo, carry_over, places_of, put, set_fused_paths
 from .weight import CompressedWeight
 
@@ -38,6 +41,9 @@ class Verdict(NamedTuple):
     remark: str
 
 
+_NO_FIGURES = Verdict(
+    False, 'no figures for layers of this kind: stays dense with when="faster"; when="always" compresses it'
+)
 #: Asked once, with all layers that can be converted, by name; tells of each.
 Decide = Callable[[dict[str, nn.Module]], dict[str, Verdict]]
 
@@ -47,13 +53,16 @@ def to_sparse(
     dtype: torch.dtype | None = None,
     filter_fn: FilterFn | None = None,
     decide: Decide | None = None,
+    how: How = "modules",
 ) -> Report:
     """Replace the pruned layers of ``model`` by compressed ones, in place: all that can run, or as ``decide``
     says (``sparse24.to_sparse`` asks what is faster).
 
-    ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are converted where their
-    weight is 2:4 along the input channels; everything else stays, and the report says why. A module
-    registered under several names is converted once. Hooks around ``forward``, the training flag and
+    ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are replaced where their
+    weight is 2:4 along the input channels. One-dimensional convolutions, recurrent layers, stacks of experts
+    and subclasses with a ``forward`` that pads or casts stay, with compressed weights in the places of their
+    own (``nn.held``), and so do all layers with ``how="tensors"``. The rest stays, and the report says why. A
+    module registered under several names is converted once. Hooks around ``forward``, the training flag and
     public attributes are carried over. torch's fused path for transformer encoders, which would read dense
     weights, is switched off; outputs at padded positions are then those of the unfused path.
 
@@ -66,31 +75,45 @@ def to_sparse(
         dtype: cast the converted layers to it (float32, float16, bfloat16). Their inputs must then have
             this dtype: cast the rest of the model too, or run under autocast.
         filter_fn: ``filter_fn(name, module) -> bool``, false for a layer to leave as it is.
-        decide: which of the layers that can be converted are; default: every one.
+        decide: which of the layers that can be converted are; default: every one. Those of which it is not
+            asked (recurrent layers and the like) stay dense then.
+        how: "modules" or "tensors", see above.
 
     Returns:
         One row a layer, in model order; bytes count weight (values and indices) and bias.
 
     Raises:
         TypeError: ``model`` is no module, or another dtype.
-        ValueError: ``model`` itself is the layer, which cannot be swapped in place.
+        ValueError: ``model`` itself is the layer, which cannot be swapped in place; another ``how``.
     """
+    if how not in ("modules", "tensors"):
+        raise ValueError(f'how must be "modules" or "tensors", not {how!r}')
     if not isinstance(model, nn.Module):
         raise TypeError(f"to_sparse needs an nn.Module, not {type(model).__name__}")
     if dtype is not None and dtype not in DTYPES:
         raise TypeError(f"dtype must be one of {names_of(DTYPES)}, not {dtype}")
-    _refuse_root(model, (*DENSE, *SPARSE), "from_dense of the sparse class")
+    if not by_tensors_alone(model, how):
+        _refuse_root(model, (*DENSE, *SPARSE), "from_dense of the sparse class")
     aliases, places = _aliases(model), places_of(model)
-    plan = _plan(model, dtype, filter_fn)
+    plan = plan_of(model, dtype, filter_fn, how)
     verdicts = {}
     if decide is not None:
-        verdicts = decide({name: model.get_submodule(name) for name, reason in plan if not reason})
+        able = {p.name: model.get_submodule(p.name) for p in plan if not p.reason}
+        verdicts = {name: _NO_FIGURES for name, module in able.items() if stays_dense(module)}
+        verdicts |= decide({name: module for name, module in able.items() if name not in verdicts})
     rows: list[Row] = []
-    undo: list[Undo] = []
+    undo: list[Undo | HeldUndo] = []
     try:
-        for name, reason in plan:
-            verdict = verdicts.get(name, Verdict(not reason, reason))
-            row, done = _convert(model.get_submodule(name), name, verdict, dtype, places, aliases)
+        for planned in plan:
+            name, module = planned.name, model.get_submodule(planned.name)
+            verdict = verdicts.get(name, Verdict(not planned.reason, planned.reason))
+            if planned.weights is not None and verdict.sparse:
+                row, held = by_tensors.convert(module, name, planned.weights, dtype)
+                rows.append(row)
+                undo.append(held)
+                continue
+            row, done = _convert(module, name, verdict, dtype, places, aliases)
+            del module  # or the dense weights would live on
             rows.append(row)
             undo += done
         set_fused_paths(model)
@@ -106,25 +129,16 @@ def to_sparse(
     return Report(tuple(rows))
 
 
-def _plan(model: nn.Module, dtype: torch.dtype | None, filter_fn: FilterFn | None) -> list[tuple[str, str]]:
-    """Name of every layer, and why it is left as it is, or "": all looked at before the first is touched."""
-    owners = Owners(model)
-    return [
-        (name, why_refused(name, module, dtype, owners, filter_fn) or why_not_sparse(module, dtype))
-        for name, module in layers_of(model)
-    ]
-
-
 def _convert(
     module: nn.Module, name: str, verdict: Verdict, dtype: torch.dtype | None, places: dict[int, Places],
     aliases: dict[int, list[str]],
 ) -> tuple[Row, list[Undo]]:  # fmt: skip
     """Put the compressed layer in; the dense one is free when the caller has let go of it."""
     if not verdict.sparse:
-        return _row(name, module, None, verdict.remark), []
+        return row_of(name, module, None, verdict.remark), []
     sparse = build(module, dtype)
     remarks = (_remark(module, aliases.get(id(module), [])), verdict.remark)
-    row = _row(name, module, sparse, "; ".join(filter(None, remarks)))
+    row = row_of(name, module, sparse, "; ".join(filter(None, remarks)))
     is_cast = any(p.is_floating_point() and dtype not in (None, p.dtype) for p in module.parameters())
     undo = Undo(module, sparse, places[id(module)], is_cast)
     carry_over(module, sparse)
@@ -150,16 +164,23 @@ def to_dense(model: nn.Module) -> Report:
     folds = folds_of(model)
     rows: list[Row] = []
     replacements: list[tuple[nn.Module, nn.Module]] = []
+    in_place: list[int] = []  # rows of layers with compressed weights in their places
     for name, module in layers_of(model):
+        if by_tensors.is_held(module):
+            in_place.append(len(rows))
+            rows.append(row_of(name, module, None, ""))
+            continue
         if not isinstance(module, SPARSE):
             continue
         activation = getattr(module, "activation", "none")
         if activation != "none" and id(module) not in folds:
-            rows.append(_row(name, module, None, f"fuses activation={activation!r}"))
+            rows.append(row_of(name, module, None, f"fuses activation={activation!r}"))
             continue
-        dense = _dense_of(module if activation == "none" else without_activation(module))
+        dense = dense_of(module if activation == "none" else without_activation(module))
         replacements.append((module, dense))
-        rows.append(_row(name, module, dense, ""))
+        rows.append(row_of(name, module, dense, ""))
+    for at in in_place:
+        rows[at] = by_tensors.to_dense(model.get_submodule(rows[at].name), rows[at].name)
     for old, new in replacements:  # every one is built: nothing can fail half-way
         carry_over(old, new)
         put(new, places[id(old)])
@@ -171,7 +192,7 @@ def to_dense(model: nn.Module) -> Report:
     return Report(tuple(rows))
 
 
-def _dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) -> nn.Module:
+def dense_of(module: SparseLinear | SparseConv2d | SparseMultiheadAttention) -> nn.Module:
     """What a compressed layer was: its ``to_dense()``, or transformers' ``Conv1D``."""
     dense = module.to_dense()
     conv1d = getattr(module, "_dense_class", None)
@@ -251,12 +272,18 @@ def _weights(module: nn.Module) -> list[Tensor]:
     """The weights of a layer, dense or compressed; the first one's shape stands for the layer."""
     if isinstance(module, SparseLinear | SparseConv2d):
         return [module.weight]
+    if by_tensors.is_held(module):
+        return [each._view() for each in module.modules() if isinstance(each, HeldWeight)]
+    if weights_by_tensors(module):
+        return [
+            place.weight for place in by_tensors.places_in(module) if not nn.parameter.is_lazy(place.weight)
+        ]
     own = [p for n, p in module._parameters.items() if p is not None and "weight" in n]
     own = [p for p in own if not nn.parameter.is_lazy(p)]
     return own + [weight for child in module.children() for weight in _weights(child)]
 
 
-def _row(name: str, module: nn.Module, replacement: nn.Module | None, reason: str) -> Row:
+def row_of(name: str, module: nn.Module, replacement: nn.Module | None, reason: str) -> Row:
     weights = [weight.detach() for weight in _weights(module)]
     numbers = (w.dense() if isinstance(w, CompressedWeight) and not w.is_meta else w for w in weights)
     before = bytes_of(module)

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from ..ops import names_of
 from ..pruning import prunable
+from ..pruning.by_tensors import weights_by_tensors
+from ..pruning.heads import adapter_part
 from ..pruning.layers import (
     DENSE,
     NO_KERNEL,
     Owners,
     is_transposed_linear,
     not_plain,
+    runs_dense,
     stays_dense,
 )
 from .attention import SparseMultiheadAttention, projections
@@ -42,7 +45,8 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if isinstance(module, nn.MultiheadAttention | SparseMultiheadAttention):
             inside.update(id(child) for child in module.modules())
-        if isinstance(module, (*DENSE, *SPARSE, *NO_KERNEL)) or is_transposed_linear(module):
+        is_known = isinstance(module, (*DENSE, *SPARSE, *NO_KERNEL)) or is_transposed_linear(module)
+        if is_known or hasattr(module, "_held_names") or weights_by_tensors(module):
             yield name, module
 
 
@@ -52,14 +56,19 @@ def why_refused(
     dtype: torch.dtype | None,
     owners: Owners,
     filter_fn: FilterFn | None,
+    by_tensors: bool = False,
 ) -> str:
-    """Why the layer is left as it is, as far as that can be said before looking at its values; or ""."""
-    if isinstance(module, SPARSE):
+    """Why the layer is left as it is, as far as that can be said before looking at its values; or "".
+
+    ``by_tensors``: its weights are to be compressed in their places, which are looked at one by one.
+    """
+    is_held = any(hasattr(each, "_held_names") for each in (module, getattr(module, "out_proj", None)))
+    if isinstance(module, SPARSE) or is_held:
         remark = remark_of(module) if isinstance(module, CompressedModule) else ""
         return f"already sparse{remark}"
-    if filter_fn is not None and not isinstance(module, NO_KERNEL) and not filter_fn(name, module):
-        return "left out by filter_fn"
-    if reason := stays_dense(module):
+    if reason := _left_out(name, module, filter_fn):
+        return reason
+    if reason := runs_dense(module) or ("" if by_tensors else stays_dense(module)):
         return reason
     for layer_name, layer in module.named_modules(prefix=name):  # an attention and its out_proj
         hooks = [
@@ -67,9 +76,16 @@ def why_refused(
         ]
         if hooks:
             return f"has hooks that know its weight's name ({', '.join(hooks)}): remove them first"
-        if reason := _unusable_weights(layer, layer_name, dtype, owners):
+        if not by_tensors and (reason := _unusable_weights(layer, layer_name, dtype, owners)):
             return reason
     return ""
+
+
+def _left_out(name: str, module: nn.Module, filter_fn: FilterFn | None) -> str:
+    if filter_fn is not None and not isinstance(module, NO_KERNEL) and not filter_fn(name, module):
+        return "left out by filter_fn"
+    part = adapter_part(f"{name}.weight")  # of zeros at first, which are 2:4
+    return f"an adapter by its name ({part}): it stays what is trained" if part else ""
 
 
 def _unusable_weights(module: nn.Module, name: str, dtype: torch.dtype | None, owners: Owners) -> str:
@@ -82,18 +98,26 @@ def _unusable_weights(module: nn.Module, name: str, dtype: torch.dtype | None, o
         reason = prunable._not_a_parameter(module, attribute)
         if reason:
             return reason
-        weight = getattr(module, attribute)
-        foreign = not_plain(weight)
-        if foreign or type(weight) is not nn.Parameter:
-            return (
-                f"{attribute} is {foreign or f'a {type(weight).__name__}: only plain tensors are converted'}"
-            )
-        if weight.is_meta:
-            return f"{attribute} is on the meta device and holds no data"
-        if wrong := _wrong_dtype(weight, dtype):
-            return f"{attribute} is {weight.dtype}: {wrong}"
-        if others := owners.others(weight, f"{name}.{attribute}" if name else attribute):
-            return f"{attribute} is shared with {', '.join(others)}: untie it first"
+        full = f"{name}.{attribute}" if name else attribute
+        if reason := unusable_weight(module, attribute, full, dtype, owners):
+            return reason
+    return ""
+
+
+def unusable_weight(
+    module: nn.Module, attribute: str, name: str, dtype: torch.dtype | None, owners: Owners
+) -> str:
+    """Why a weight cannot be compressed, whatever it holds; or ""."""
+    weight = getattr(module, attribute)
+    foreign = not_plain(weight)
+    if foreign or type(weight) is not nn.Parameter:
+        return f"{attribute} is {foreign or f'a {type(weight).__name__}: only plain tensors are converted'}"
+    if weight.is_meta:
+        return f"{attribute} is on the meta device and holds no data"
+    if wrong := _wrong_dtype(weight, dtype):
+        return f"{attribute} is {weight.dtype}: {wrong}"
+    if others := owners.others(weight, name):
+        return f"{attribute} is shared with {', '.join(others)}: untie it first"
     return ""
 
 

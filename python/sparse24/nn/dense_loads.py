@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..pruning.by_tensors import weights_by_tensors
 from . import int8
 from .attention import SparseMultiheadAttention
 from .compressed import FORMAT, CompressedModule
 from .conv2d import SparseConv2d, _conv_arguments
+from .forms import form_of
+from .guard import CHILD, is_guard
+from .held import HeldWeight
 from .linear import SparseLinear
 
 #: What a compressed layer has in a state_dict instead of ``weight``; the scales only where values are int8.
@@ -36,7 +40,8 @@ def accept_compressed(module: nn.Module) -> None:
     """Let a dense layer (of torch.nn, or transformers' ``Conv1D``) load ``values`` and ``indices``, too."""
     known = any(is_own_hook(hook) for hook in module._load_state_dict_pre_hooks.values())
     kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-    if not known and (isinstance(module, kinds) or type(module).__name__ == "Conv1D"):
+    fits = isinstance(module, kinds) or type(module).__name__ == "Conv1D" or bool(weights_by_tensors(module))
+    if not known and fits:
         module.register_load_state_dict_pre_hook(load_compressed)  # type: ignore[no-untyped-call]
 
 
@@ -53,11 +58,42 @@ def load_compressed(
 
     What cannot be read is one of ``error_msgs``, and the layer keeps what it holds.
     """
+    for name, parameter in module._parameters.items():
+        held = f"{prefix}{CHILD}.{name}."
+        if f"{held}indices" in state_dict and parameter is not None:
+            _load_parameter(module, parameter, state_dict, prefix + name, held, error_msgs)
     if isinstance(module, nn.MultiheadAttention):
         _load_attention(module, state_dict, prefix, error_msgs)
         return
+    if isinstance(module, nn.Linear | nn.Conv2d) or type(module).__name__ == "Conv1D":
+        _load_weight(module, state_dict, prefix, local_metadata, error_msgs)
+
+
+def _load_parameter(
+    module: nn.Module, own: Tensor, state_dict: dict[str, Any], name: str, held: str, error_msgs: list[str]
+) -> None:
+    """``values`` and ``indices``, whose names begin with ``held``, as the parameter ``name``."""
+    like = HeldWeight(form_of(module, tuple(own.shape)), "meta", torch.float32)
+    try:
+        state_dict[name] = _taken(like, state_dict, held, FORMAT)
+    except _UnreadableError as problem:
+        error_msgs.append(f"{held}{problem}")
+        state_dict[name] = own
+        _drop(state_dict, held)
+
+
+def _load_weight(
+    module: Any,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    error_msgs: list[str],
+) -> None:
+    """``values`` and ``indices`` as ``weight``."""
     if prefix + "values" not in state_dict and prefix + "indices" not in state_dict:
         return
+    if prefix + "weight" in state_dict and is_guard(prefix + "weight", state_dict):
+        del state_dict[prefix + "weight"]
     if prefix + "weight" in state_dict or not isinstance(module.weight, Tensor):
         return  # torch itself says what is unexpected
     version = local_metadata.get("version") or FORMAT

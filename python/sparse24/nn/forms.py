@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
+from ..pruning.layers import is_transposed_linear
+from .guard import CHILD
 
 
 class NotSparse24Error(ValueError):
@@ -65,7 +67,90 @@ class Conv2dForm(NamedTuple):
         return f"row {row}, tap ({r}, {s}), channels {4 * group}-{min(4 * group + 3, channels - 1)}"
 
 
-Form = LinearForm | Conv2dForm
+class Conv1dForm(NamedTuple):
+    """How the weight [out, C, K] of a one-dimensional convolution does: as that of a [1, K] one."""
+
+    shape: tuple[int, int, int]
+
+    @property
+    def two_dimensional(self) -> Conv2dForm:
+        out, channels, size = self.shape
+        return Conv2dForm((out, channels, 1, size))
+
+    @property
+    def columns(self) -> int:
+        return self.two_dimensional.columns
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return self.two_dimensional.to_matrix(weight.unsqueeze(2))
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        return self.two_dimensional.to_weight(matrix).squeeze(2)
+
+    def place(self, row: int, group: int) -> str:
+        return self.two_dimensional.place(row, group)
+
+
+class StackForm(NamedTuple):
+    """How weights [E, out, in], one for each expert, do: as [E*out, in]."""
+
+    shape: tuple[int, int, int]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[2]
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight.reshape(-1, self.shape[2])
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        rows = matrix[:, : self.shape[2]]
+        return rows.reshape(-1, *self.shape[1:])
+
+    def place(self, row: int, group: int) -> str:
+        expert, row = divmod(row, self.shape[1])
+        last = min(4 * group + 3, self.shape[2] - 1)
+        return f"expert {expert}, row {row}, columns {4 * group}-{last}"
+
+
+class TurnedForm(NamedTuple):
+    """How a weight [in, out] (transformers' ``Conv1D``) does: as its transpose."""
+
+    shape: tuple[int, int]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[0]
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight.t().contiguous()
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        return matrix[:, : self.shape[0]].t()
+
+    def place(self, row: int, group: int) -> str:
+        return f"column {row}, rows {4 * group}-{min(4 * group + 3, self.shape[0] - 1)}"
+
+
+Form = LinearForm | Conv2dForm | Conv1dForm | StackForm | TurnedForm
+
+
+def form_of(module: nn.Module, shape: tuple[int, ...]) -> Form:
+    """How a weight of ``module`` lies in the matrix that is compressed."""
+    if len(shape) == 2:
+        two = (shape[0], shape[1])
+        return TurnedForm(two) if is_transposed_linear(module) else LinearForm(two)
+    if len(shape) == 3:
+        three = (shape[0], shape[1], shape[2])
+        return Conv1dForm(three) if isinstance(module, nn.Conv1d) else StackForm(three)
+    return Conv2dForm((shape[0], shape[1], shape[2], shape[3]))
+
+
+def rows_of(form: Form) -> int:
+    """The rows of the matrix that is compressed."""
+    if isinstance(form, StackForm):
+        return form.shape[0] * form.shape[1]
+    return form.shape[1] if isinstance(form, TurnedForm) else form.shape[0]
 
 
 def check_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> None:
@@ -104,6 +189,17 @@ def compress_weight(weight: Tensor, form: Form, dtype: torch.dtype) -> tuple[Ten
             _check_matrix(matrix, form, weight)
             raise
         return compressed
+
+
+def with_own_names(state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """A checkpoint of the layer with its weight compressed in its place as one of the compressed layer."""
+    start = f"{prefix}{CHILD}.weight."
+    if f"{start}indices" not in state_dict:
+        return state_dict
+    return {
+        prefix + key.removeprefix(start) if key.startswith(start) else key: each
+        for key, each in state_dict.items()
+    }
 
 
 def with_values(

@@ -10,10 +10,10 @@ from .. import ops
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.products import linear_by
 from ..ops.cuda.weights import Weight
-from . import grad, int8
+from . import grad, int8, onnx
 from .compressed import CompressedModule, wants_grad
 from .forms import LinearForm, compress_weight
-from .tracing import leaf_of, refuse_onnx
+from .tracing import leaf_of
 
 
 class SparseLinear(CompressedModule):
@@ -67,9 +67,10 @@ class SparseLinear(CompressedModule):
         if isinstance(input, Proxy):
             leaf: Tensor | None = leaf_of(self, (input,))
             return ops.linear(input, *self._operands(), self.activation) if leaf is None else leaf
-        refuse_onnx(self)
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must be [..., {self.in_features}], not {tuple(input.shape)}")
+        if onnx.is_exported():
+            return onnx.linear(self, input)
         if int8.is_narrow(self):
             return int8.linear(self, input)
         if input.is_cuda:

@@ -1,7 +1,7 @@
 """What compressed layers are to programs that look into a model.
 
-A leaf for torch.fx, operators in a trace of TorchScript, and an error with the way round for its compiler
-and for ONNX.
+A leaf for torch.fx, operators in a trace of TorchScript, and an error with the way round for its compiler.
+For ONNX see :mod:`.onnx`.
 """
 
 from __future__ import annotations
@@ -43,19 +43,3 @@ def leaf_of(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any] 
 def is_traced() -> bool:
     """Whether TorchScript records what runs."""
     return not torch.compiler.is_compiling() and bool(torch._C._is_tracing())
-
-
-def refuse_onnx(module: nn.Module) -> None:
-    """ONNX has no 2:4 operators.
-
-    Raises:
-        ValueError: inside ``torch.onnx.export``.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return  # which traces what is asked here
-    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
-    if (is_traced() or is_exporting()) and torch.onnx.is_in_onnx_export():
-        raise ValueError(
-            f"ONNX has no operator for {type(module).__name__}: call sparse24.to_dense(model) before "
-            "torch.onnx.export; the zeros stay in the exported weights"
-        )

@@ -10,6 +10,7 @@ A little over 300 lines: one subclass of Tensor, and what its operators need.
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ class CompressedWeight(Tensor):
     _form: Form
     _not_swapped: weakref.ref[CompressedWeight]
     _views: tuple[_View, ...]  # from the whole weight to this tensor
+    _offset: int  # of its first number in the whole weight
     _scale: Tensor | None  # of int8 values, one a row: such a weight is only read
 
     #: Functions of torch, and the operators that they become inside, that run sparse (weight_products.py).
@@ -76,6 +78,7 @@ class CompressedWeight(Tensor):
         )
         made._kept_values, made._kept_indices, made._form, made._views = values, indices, form, views
         made._scale = scale
+        made._offset = 0 if like is None else int(like.storage_offset())
         made._not_swapped = weakref.ref(made)  # torch.utils.swap_tensors refuses it: a swap would be lost
         return made
 
@@ -210,6 +213,11 @@ class CompressedWeight(Tensor):
                 "to_dense() first"
             )
 
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """By which transformers knows what was loaded and gets no random numbers: that of ``values``."""
+        return getattr(self._kept_values, "_is_hf_initialized", False)
+
     def apply_(self, function: Callable[[Any], Any]) -> Tensor:
         return self.copy_(self.dense().apply_(function))
 
@@ -264,8 +272,9 @@ def _again(weight: CompressedWeight, views: tuple[_View, ...], like: Tensor | No
     )
 
 
-def _meta(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def _meta(weight: CompressedWeight) -> Tensor:
+    whole = torch.empty(math.prod(weight._form.shape), dtype=weight.dtype, device="meta")
+    return whole.as_strided(weight.shape, weight.stride(), weight._offset)
 
 
 def _dense(tree: Any) -> Any:

@@ -1,8 +1,9 @@
 """What runs sparse once it is pruned: the one predicate that ``prune``, ``to_sparse`` and their reports ask.
 
 A layer runs sparse if it is a ``Linear``, a ``Conv2d``, a ``MultiheadAttention`` or transformers'
-``Conv1D``, and does nothing besides what that class does. What does not is left alone by ``prune``, for
-its zeros would cost accuracy and gain nothing; it grows as kernels come.
+``Conv1D``, and does nothing besides what that class does; or if a compressed weight can stand in the place of
+its own (``by_tensors``). What does not is left alone by ``prune``, for its zeros would cost accuracy and gain
+nothing; it grows as kernels come.
 """
 
 from __future__ import annotations
@@ -14,15 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .by_tensors import weights_by_tensors, why_not_by_tensors
+
 #: The classes of torch.nn that have a compressed one.
 DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-#: Layers that are pruned where they are selected, and stay dense.
-NO_KERNEL = (nn.Conv1d, nn.Conv3d)
+#: Layers that are pruned where they are selected, and stay dense; and those that are never pruned.
+NO_KERNEL = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 _PARAMETERS = {
     "weight", "bias", "in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight",
     "bias_k", "bias_v",
 }  # fmt: skip
+
+
+#: Why a layer is not swapped whose weights are compressed in their places.
+SWAPS_NOT = "its weights are compressed in their places"
+
+
+def runs_dense(module: nn.Module) -> str:
+    """Why a layer runs dense, swapped or with compressed weights in its own ones' places; or ""."""
+    reason = stays_dense(module)
+    return why_not_by_tensors(module) if reason and weights_by_tensors(module) else reason
 
 
 def is_transposed_linear(module: nn.Module) -> bool:
@@ -45,10 +58,9 @@ def stays_dense(module: nn.Module) -> str:
 
     An attention counts as one layer: what stands in the way of its ``out_proj`` is its own reason.
     """
-    kind = type(module).__name__
     dense = dense_class(module)
     if dense is None:
-        return f"no sparse kernel for {kind}"
+        return why_not_by_tensors(module) or SWAPS_NOT
     reason = _foreign_behaviour(module, dense)
     if not reason and isinstance(module, nn.MultiheadAttention):
         reason = stays_dense(module.out_proj)

@@ -1,7 +1,8 @@
 """Which weights of a network an N:M pattern applies to, along which dim, and why not the others.
 
-Prunable: the weights of ``Linear``, ``Conv1d`` to ``Conv3d`` and ``MultiheadAttention``, subclasses
-included, and of transformers' ``Conv1D``. Left alone unless selected by name:
+Prunable: the weights of ``Linear``, ``Conv1d`` to ``Conv3d``, ``MultiheadAttention`` and recurrent layers,
+subclasses included, of transformers' ``Conv1D``, and its stacks of experts. Left alone unless selected by
+name:
 
 * what would stay dense afterwards (``layers``): a layer without a kernel or with a ``forward`` of its own,
   a weight that two layers share, one that is no smaller when compressed;
@@ -18,8 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .by_tensors import weights_by_tensors
 from .heads import adapter_part, output_heads
-from .layers import Owners, compressed_bytes, is_transposed_linear, stays_dense
+from .layers import Owners, compressed_bytes, is_transposed_linear, runs_dense, stays_dense
 from .rules import unfit
 
 #: Children under which a module holds the one it stands in for (torch.compile, activation
@@ -149,13 +151,16 @@ def _attention_stays_dense(module: nn.MultiheadAttention, name: str, owners: Own
 
 def _stays_dense(module: nn.Module, weight: Tensor, others: Sequence[str]) -> str:
     """Why a weight of a layer would stay dense, as far as that can be said before it is pruned."""
-    if reason := stays_dense(module):
+    if reason := runs_dense(module):
         return reason
     if others:
         return f"its weight is shared with {', '.join(map(clean_name, others))}: untie it first"
     if nn.parameter.is_lazy(weight) or weight.dim() < 2:
         return ""
     shape = tuple(reversed(weight.shape)) if is_transposed_linear(module) else tuple(weight.shape)
+    if weight.dim() == 3:
+        is_conv = isinstance(module, nn.Conv1d)
+        shape = (shape[0], shape[1], 1, shape[2]) if is_conv else (shape[0] * shape[1], shape[2])
     size = min(weight.element_size(), 4)
     if compressed_bytes(shape, size) >= weight.numel() * size:
         return f"it is no smaller when compressed ({compressed_bytes(shape, size):,} bytes)"
@@ -186,10 +191,12 @@ def _weights_of(
         if isinstance(module, layer_type):
             return names, 1
     if isinstance(module, nn.MultiheadAttention):
-        held = [n for n in _ATTENTION_WEIGHTS if module._parameters.get(n) is not None]
-        return held + [n for n in _ATTENTION_WEIGHTS if parametrize.is_parametrized(module, n)], 1
+        own = [n for n in _ATTENTION_WEIGHTS if module._parameters.get(n) is not None]
+        return own + [n for n in _ATTENTION_WEIGHTS if parametrize.is_parametrized(module, n)], 1
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return ("weight",), 1
+    if held := weights_by_tensors(module):
+        return list(held), next(iter(held.values()))
     if is_transposed_linear(module):
         return ("weight",), 0
     return (), 1
