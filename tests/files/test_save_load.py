@@ -1,4 +1,7 @@
-"""``sparse24.save`` and ``sparse24.load``: any network, any file, nothing half done."""
+"""``sparse24.save`` and ``sparse24.load``: any network, any file, nothing half done.
+
+Over 300 lines: one network in every kind of file.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,35 @@ def test_int8_comes_back(name: str, tmp_path: Path) -> None:
     for other in (meta(), Network()):
         sparse24.load(other, tmp_path / name)
         assert_same(model, other)
+
+
+@PATHS
+def test_float8_comes_back_and_is_widened_by_floating_layers(name: str, tmp_path: Path) -> None:
+    model = sparse()
+    for layer in (model.body[0], model.conv):
+        layer.to_float8()
+    sparse24.save(model, tmp_path / name)
+    for other in (meta(), Network(), copy.deepcopy(model)):
+        sparse24.load(other, tmp_path / name)
+        assert other.body[0].is_float8
+        assert other.conv.is_float8
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(other.state_dict()[key].float(), tensor.float()), key
+    floating = sparse()
+    sparse24.load(floating, tmp_path / name)
+    for own, layer in ((floating.body[0], model.body[0]), (floating.conv, model.conv)):
+        assert "dequantized from float8_e4m3fn" in repr(own)
+        assert torch.equal(own.weight.dense(), layer.weight.dense())
+
+
+def test_compressed_layers_become_what_the_file_says(tmp_path: Path) -> None:
+    floating, narrow = sparse(), sparse()
+    narrow.conv.to_int8("dynamic")
+    for one, other in ((floating, narrow), (narrow, floating)):
+        sparse24.save(one, tmp_path / "m.pt")
+        loaded = copy.deepcopy(other)
+        sparse24.load(loaded, tmp_path / "m.pt")
+        assert_same(one, loaded)
 
 
 def test_dtypes_are_the_models_or_where_it_has_none_the_files(tmp_path: Path) -> None:

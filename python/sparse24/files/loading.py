@@ -61,7 +61,8 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = No
     The network may be dense, sparse, or on the meta device (built under ``torch.device("meta")``). Where it
     has numbers, its dtypes and devices stay, as with ``load_state_dict``; where it has none, it gets the
     file's dtypes, on the CPU. A layer that is compressed and whose weight is dense in the file stays
-    compressed if that weight is 2:4, and becomes dense if not.
+    compressed if that weight is 2:4, and becomes dense if not. float8 weights with scales make dense layers
+    float8; compressed layers that are not float8 widen them.
 
     Args:
         model: the network; DistributedDataParallel and torch.compile around it are left out.
@@ -194,6 +195,8 @@ def _as_the_model_has_it(path: Path, model: nn.Module, state: Mapping[str, Any])
             for own_name in _STORAGE:
                 known.pop(f"{prefix}{own_name}", None)
             known[given] = tuple(module._form.shape)
+        elif isinstance(module, CompressedModule) and not module.values.is_meta:
+            _take_scales_of_file(prefix, module, known, found)
     for problem, names in (
         ("is missing in it", sorted(known.keys() - found.keys())),
         ("has no place in the model", sorted(found.keys() - known.keys())),
@@ -208,6 +211,16 @@ def _as_the_model_has_it(path: Path, model: nn.Module, state: Mapping[str, Any])
                 f"{shape} in the model"
             )
     return found
+
+
+def _take_scales_of_file(
+    prefix: str, module: CompressedModule, known: dict[str, tuple[int, ...] | None], found: Mapping[str, Any]
+) -> None:
+    """Whether a layer has scales is the file's to say: what is ``known`` of them becomes what it holds."""
+    for name, shape in ((f"{prefix}weight_scale", (len(module.values),)), (f"{prefix}input_scale", ())):
+        known.pop(name, None)
+        if name in found:
+            known[name] = shape
 
 
 def _dense_name(name: str) -> str:
