@@ -16,6 +16,7 @@ void bind_machine(py::module_& m);     // cpu/bindings.cpp
 void bind_mask_bits(py::module_& m);   // cpu/masks/bindings.cpp
 void bind_prune(py::module_& m);       // cpu/prune/bindings.cpp
 void bind_calls(py::module_& m);       // bindings_calls.cpp
+void bind_launches(py::module_& m);    // bindings_launches.cpp
 
 namespace {
 
@@ -156,4 +157,5 @@ PYBIND11_MODULE(_C, m) {
   bind_mask_bits(m);
   bind_prune(m);
   bind_calls(m);
+  bind_launches(m);  // after cuSPARSELt, whose types it takes
 }

@@ -7,11 +7,11 @@
 // when a tensor is anything but a plain one on the CPU, or when an argument is not exactly as it should be: the
 // operator finds the words for that. Where torch has no such table (before 2.10) the answer is always that.
 //
-// Over 300 lines: what is known of torch, how a tensor is read and the two calls are one story, and no
-// other file may include Python.h without being a binding itself.
+// A layer on a GPU has launches prepared (bindings_launches.cpp); then a call is one of those.
+//
+// Over 300 lines: how a layer is read and the two calls are one story.
 
 #include <Python.h>
-#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -20,175 +20,20 @@
 #include <new>
 #include <string>
 
-#include "dlpack.h"
+#include "bindings_torch.h"
 #include "error.h"
 #include "sparse24.h"
 
 namespace py = pybind11;
 using namespace sparse24;
+using namespace sparse24::from_python;
 
 void bind_calls(py::module_& m);
 
 namespace {
 
-// What of torch is looked up once. Never released: it outlives the module.
-struct Torch {
-  const dlpack::ExchangeTable* table = nullptr;                                             // null: this torch has none
-  PyObject *tensor, *parameter;                                                             // types
-  PyObject *modes, *function_modes, *interpreters, *tracing, *excluded, *profiling, *grad;  // callables
-  PyObject* threads;
-  PyObject* autocast;  // the dispatch key, which is excluded while autocast is off
-  PyObject* make;      // (sizes, strides, dtype) to a tensor; None: this torch has no such function
-  // names in a layer's __dict__ and below
-  PyObject *parameters, *buffers, *values, *indices, *bias, *activation, *in_features, *in_channels, *window;
-  PyObject *weight_scale, *input_scale, *output_scale;  // of int8 storage
-  PyObject *is_neg, *requires_grad;                     // names of methods and attributes
-  PyObject* precision;  // ("matmul" or "conv") to a number of the enum; None: all multiply float32
-  PyObject *matmul, *conv;
-  PyObject* dtypes[3];
-};
-
-PyObject* attribute(py::handle from, const char* name) { return py::object(from.attr(name)).release().ptr(); }
-
-void fill(Torch& t) {
-  py::module_::import("sparse24.ops.machine").attr("load")();  // constants that were measured here before
-  const py::module_ torch = py::module_::import("torch");
-  const py::object c = torch.attr("_C");
-  t.tensor = attribute(torch, "Tensor");
-  t.parameter = attribute(torch.attr("nn"), "Parameter");
-  t.modes = attribute(c, "_len_torch_dispatch_stack");
-  t.function_modes = attribute(c, "_len_torch_function_stack");
-  t.interpreters = attribute(c.attr("_functorch"), "peek_interpreter_stack");
-  t.tracing = attribute(c, "_is_tracing");
-  t.excluded = attribute(c, "_dispatch_tls_is_dispatch_key_excluded");
-  t.autocast = attribute(c.attr("DispatchKey"), "AutocastCPU");
-  t.profiling = attribute(c.attr("_autograd"), "_profiler_enabled");
-  t.grad = attribute(torch, "is_grad_enabled");
-  t.threads = attribute(torch, "get_num_threads");
-  t.parameters = PyUnicode_InternFromString("_parameters");
-  t.buffers = PyUnicode_InternFromString("_buffers");
-  t.activation = PyUnicode_InternFromString("activation");
-  t.in_features = PyUnicode_InternFromString("in_features");
-  t.in_channels = PyUnicode_InternFromString("in_channels");
-  t.window = PyUnicode_InternFromString("_window");
-  t.values = PyUnicode_InternFromString("values");
-  t.indices = PyUnicode_InternFromString("indices");
-  t.bias = PyUnicode_InternFromString("bias");
-  t.weight_scale = PyUnicode_InternFromString("weight_scale");
-  t.input_scale = PyUnicode_InternFromString("input_scale");
-  t.output_scale = PyUnicode_InternFromString("output_scale");
-  t.matmul = PyUnicode_InternFromString("matmul");
-  t.conv = PyUnicode_InternFromString("conv");
-  t.precision = py::object(py::module_::import("sparse24.ops.precision").attr("reader")()).release().ptr();
-  t.is_neg = attribute(torch.attr("Tensor"), "is_neg");
-  t.requires_grad = PyUnicode_InternFromString("requires_grad");
-  // What Inductor's programs make their outputs with: an ordinary tensor, a microsecond sooner than new_empty.
-  const py::object dynamo = py::getattr(c, "_dynamo", py::none());
-  t.make = py::getattr(py::getattr(dynamo, "guards", py::none()), "_empty_strided_cpu", py::none()).release().ptr();
-  t.dtypes[0] = attribute(torch, "float32");
-  t.dtypes[1] = attribute(torch, "float16");
-  t.dtypes[2] = attribute(torch, "bfloat16");
-  const py::object capsule = py::getattr(torch.attr("Tensor"), "__dlpack_c_exchange_api__", py::none());
-  if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
-    const auto* table =
-        static_cast<const dlpack::ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (table->major == dlpack::kMajorVersion && table->view_of_object != nullptr && t.make != Py_None) {
-      t.table = table;
-    }
-  }
-}
-
-// Where something is not as expected (a torch without one of the names, a warning that is an error) the long way
-// is taken from then on, and says what is wrong if it matters.
-Torch look_up() {
-  Torch t{};
-  try {
-    fill(t);
-  } catch (py::error_already_set& error) {
-    error.discard_as_unraisable("sparse24, looking for a short way to its products");
-    t.table = nullptr;
-  }
-  return t;
-}
-
-// Once, whichever thread is first: the import may let go of the GIL, so no static of C++ guards it.
-const Torch& torch() {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Torch> found;
-  return found.call_once_and_store_result(look_up).get_stored();
-}
-
-// The truth of what a callable answers. A Python error counts as true: the long way will meet it again.
-bool says(PyObject* callable, PyObject* argument = nullptr) {
-  PyObject* answer = argument == nullptr ? PyObject_CallNoArgs(callable) : PyObject_CallOneArg(callable, argument);
-  if (answer == nullptr) {
-    PyErr_Clear();
-    return true;
-  }
-  const bool truth = answer == Py_True || (answer != Py_False && answer != Py_None && PyObject_IsTrue(answer) != 0);
-  Py_DECREF(answer);
-  return truth;
-}
-
-bool is_set(PyObject* tensor, PyObject* name) {
-  PyObject* answer = PyObject_GetAttr(tensor, name);
-  if (answer == nullptr) {
-    PyErr_Clear();
-    return true;
-  }
-  const bool truth = answer != Py_False;
-  Py_DECREF(answer);
-  return truth;
-}
-
-// Whether anybody but us wants to see the call: the one test of torch's state.
-bool somebody_listens(const Torch& t) {
-  return says(t.modes) || says(t.function_modes) || says(t.interpreters) || says(t.tracing) ||
-         !says(t.excluded, t.autocast) || says(t.profiling);
-}
-
-// A plain tensor's memory, shape and strides; false for anything else.
-bool view(const Torch& t, PyObject* object, dlpack::Tensor& out) {
-  if (Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(t.tensor) &&
-      Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(t.parameter)) {
-    return false;
-  }
-  if (t.table->view_of_object(object, &out) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  if (out.device.type != dlpack::kCPU || out.dtype.lanes != 1) return false;
-  out.data = static_cast<char*>(out.data) + out.byte_offset;
-  std::int64_t numbers = 1;
-  for (int i = 0; i < out.ndim; ++i) numbers *= out.shape[i];
-  return out.data != nullptr || numbers == 0;  // storage that was freed or never made
-}
-
-bool floating(const dlpack::Tensor& x, DType& dtype) {
-  if (x.dtype.code == dlpack::kFloat && x.dtype.bits == 32) return dtype = DType::kFloat32, true;
-  if (x.dtype.code == dlpack::kFloat && x.dtype.bits == 16) return dtype = DType::kFloat16, true;
-  if (x.dtype.code == dlpack::kBfloat && x.dtype.bits == 16) return dtype = DType::kBFloat16, true;
-  return false;
-}
-
-bool contiguous(const dlpack::Tensor& x) {
-  if (x.strides == nullptr) return true;
-  std::int64_t expected = 1;
-  for (int i = x.ndim - 1; i >= 0; --i) {
-    if (x.shape[i] == 0) return true;
-    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
-    expected *= x.shape[i];
-  }
-  return true;
-}
-
-// [N, C, H, W] that lies as [N, H, W, C].
-bool channels_last(const dlpack::Tensor& x) {
-  std::int64_t expected = 1;
-  for (const int i : {1, 3, 2, 0}) {
-    if (x.shape[i] != 1 && x.strides[i] != expected) return false;
-    expected *= x.shape[i];
-  }
-  return true;
+bool on_cpu(const Torch& t, PyObject* object, dlpack::Tensor& out) {
+  return view(t, object, out) && out.device.type == dlpack::kCPU;
 }
 
 // A product of fewer multiply-adds is over before a thread would be awake, or could use the GIL.
@@ -256,13 +101,13 @@ struct Layer {
 bool read_scales(const Torch& t, const Layer& layer, std::int64_t rows, Operands& out) {
   dlpack::Tensor scale;
   DType dtype;
-  if (layer.weight_scale == nullptr || !view(t, layer.weight_scale, scale) || !floating(scale, dtype) ||
+  if (layer.weight_scale == nullptr || !on_cpu(t, layer.weight_scale, scale) || !floating(scale, dtype) ||
       dtype != DType::kFloat32 || scale.ndim != 1 || scale.shape[0] != rows || !contiguous(scale)) {
     return false;
   }
   out.weight.scale = static_cast<const float*>(scale.data);
   if (layer.input_scale == nullptr || layer.input_scale == Py_None) return true;
-  if (!view(t, layer.input_scale, scale) || !floating(scale, dtype) || dtype != DType::kFloat32 || scale.ndim != 0) {
+  if (!on_cpu(t, layer.input_scale, scale) || !floating(scale, dtype) || dtype != DType::kFloat32 || scale.ndim != 0) {
     return false;
   }
   out.input_scale = *static_cast<const float*>(scale.data);
@@ -292,7 +137,7 @@ bool read_operands(const Torch& t, PyObject* const* arguments, PyObject* kind, O
   out.has_bias = bias != Py_None;
   dlpack::Tensor v, i;
   DType weight_dtype, bias_dtype;
-  if (!view(t, input, out.x) || !view(t, values, v) || !view(t, indices, i)) return false;
+  if (!on_cpu(t, input, out.x) || !on_cpu(t, values, v) || !on_cpu(t, indices, i)) return false;
   const bool int8 = v.dtype.code == dlpack::kInt && v.dtype.bits == 8;
   if (!floating(out.x, out.dtype)) return false;
   if (int8) {
@@ -304,11 +149,13 @@ bool read_operands(const Torch& t, PyObject* const* arguments, PyObject* kind, O
       v.shape[1] != 4 * i.shape[1] || !contiguous(v) || !contiguous(i)) {
     return false;
   }
-  if (out.has_bias && (!view(t, bias, out.bias) || !floating(out.bias, bias_dtype) || bias_dtype != out.dtype ||
+  if (out.has_bias && (!on_cpu(t, bias, out.bias) || !floating(out.bias, bias_dtype) || bias_dtype != out.dtype ||
                        out.bias.ndim != 1 || out.bias.shape[0] != v.shape[0] || !contiguous(out.bias))) {
     return false;
   }
-  if (!activation_of(layer.activation, out.activation) || somebody_listens(t) || says(t.is_neg, input)) return false;
+  if (!activation_of(layer.activation, out.activation) || somebody_listens(t) || !says(t.excluded, t.autocast_cpu) ||
+      says(t.is_neg, input))
+    return false;
   if (says(t.grad) && (is_set(input, t.requires_grad) || is_set(values, t.requires_grad) ||
                        (out.has_bias && is_set(bias, t.requires_grad)))) {
     return false;
@@ -316,24 +163,6 @@ bool read_operands(const Torch& t, PyObject* const* arguments, PyObject* kind, O
   out.weight = {v.data, static_cast<const std::uint8_t*>(i.data), weight_dtype, v.shape[0], 2 * v.shape[1]};
   out.quantize = Quantize::kNone, out.input_scale = 0;
   return (!int8 || read_scales(t, layer, v.shape[0], out)) && read_precision(t, kind, out);
-}
-
-PyObject* tuple_of(const std::int64_t* numbers, int count) {
-  PyObject* tuple = PyTuple_New(count);
-  for (int i = 0; tuple != nullptr && i < count; ++i) PyTuple_SET_ITEM(tuple, i, PyLong_FromLongLong(numbers[i]));
-  return tuple;
-}
-
-// A new tensor on the CPU, or null with a Python error.
-PyObject* make(const Torch& t, const std::int64_t* shape, const std::int64_t* strides, int ndim, DType dtype) {
-  PyObject *sizes = tuple_of(shape, ndim), *steps = tuple_of(strides, ndim), *made = nullptr;
-  if (sizes != nullptr && steps != nullptr) {
-    PyObject* arguments[] = {sizes, steps, t.dtypes[static_cast<int>(dtype)]};
-    made = PyObject_Vectorcall(t.make, arguments, 3, nullptr);
-  }
-  Py_XDECREF(sizes);
-  Py_XDECREF(steps);
-  return made;
 }
 
 // Runs `product`, without the GIL unless it is tiny, and says with a Python error what it threw.
@@ -360,7 +189,7 @@ template <typename Args, typename Product>
 PyObject* finish(PyObject* output, const Torch& t, bool tiny, Args& args, Product product) {
   dlpack::Tensor y;
   if (output == nullptr) return nullptr;
-  if (!view(t, output, y)) {
+  if (!on_cpu(t, output, y)) {
     Py_DECREF(output);
     Py_RETURN_NOTIMPLEMENTED;
   }
@@ -378,11 +207,24 @@ std::int64_t number_in(PyObject* state, PyObject* name) {
   return number;
 }
 
+// What is prepared for a layer that is on a GPU; null: nothing.
+PyObject* launches_of(const Torch& t, PyObject* state) {
+  PyObject* found = PyDict_Check(state) ? PyDict_GetItemWithError(state, t.launches) : nullptr;
+  if (found == nullptr) PyErr_Clear();
+  return found == Py_None ? nullptr : found;
+}
+
 // call_linear(input, state): state is the __dict__ of a SparseLinear
 PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2 || !read_operands(t, arguments, t.matmul, o)) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2 || t.table == nullptr) Py_RETURN_NOTIMPLEMENTED;  // then no name is known either
+  if (PyObject* launches = launches_of(t, arguments[1])) {
+    PyObject* output = call_launch(arguments, launches);
+    if (output != Py_NotImplemented) return output;
+    Py_DECREF(output);
+  }
+  if (!read_operands(t, arguments, t.matmul, o)) Py_RETURN_NOTIMPLEMENTED;
   const std::int64_t k = number_in(arguments[1], t.in_features);
   const dlpack::Tensor& x = o.x;
   if (k <= 0 || x.ndim < 1 || x.shape[x.ndim - 1] != k || round_up(k, 8) != o.weight.padded || x.ndim > 8) {
@@ -400,7 +242,7 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (x.ndim != 2 || x.strides[1] != 1 || x.strides[0] < 0) Py_RETURN_NOTIMPLEMENTED;
     stride = x.strides[0];
   }
-  PyObject* output = make(t, shape, strides, x.ndim, o.dtype);
+  PyObject* output = make(t.make_cpu, shape, strides, x.ndim, t.dtypes[static_cast<int>(o.dtype)]);
   const double multiply_adds = 0.5 * static_cast<double>(tokens) * static_cast<double>(o.weight.rows * k);
   const int threads = threads_for(t, multiply_adds);
   Linear args{o.weight, o.dtype,      x.data, o.has_bias ? o.bias.data : nullptr, nullptr, tokens, o.weight.rows, k,
@@ -414,7 +256,13 @@ PyObject* call_linear(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Operands o;
   const Torch& t = torch();
-  if (count != 2 || !read_operands(t, arguments, t.conv, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
+  if (count != 2 || t.table == nullptr) Py_RETURN_NOTIMPLEMENTED;  // then no name is known either
+  if (PyObject* launches = launches_of(t, arguments[1])) {
+    PyObject* output = call_launch(arguments, launches);
+    if (output != Py_NotImplemented) return output;
+    Py_DECREF(output);
+  }
+  if (!read_operands(t, arguments, t.conv, o) || o.x.ndim != 4) Py_RETURN_NOTIMPLEMENTED;
   PyObject* window = PyDict_GetItemWithError(arguments[1], t.window);
   if (window == nullptr || !PyTuple_Check(window) || PyTuple_GET_SIZE(window) != 9) {
     PyErr_Clear();
@@ -439,7 +287,7 @@ PyObject* call_conv2d(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const std::int64_t h = shape[2], width = shape[3];
   const std::int64_t across[] = {rows * h * width, h * width, width, 1},
                      inward[] = {h * width * rows, 1, width * rows, rows};
-  PyObject* output = make(t, shape, last ? inward : across, 4, o.dtype);
+  PyObject* output = make(t.make_cpu, shape, last ? inward : across, 4, t.dtypes[static_cast<int>(o.dtype)]);
   const double multiply_adds =
       0.5 * static_cast<double>(size[0] * h * width) * static_cast<double>(rows * o.weight.padded);
   const int threads = threads_for(t, multiply_adds);

@@ -346,6 +346,7 @@ Algorithm library_search(int device, const Product& product, const SearchBuffers
 
 void synchronize(void* stream);
 bool is_capturing(void* stream);
+bool is_current(int device);
 
 // Plans kept by this thread for each device (at least 1; default 256), and how many there are now.
 void set_plan_capacity(int plans);

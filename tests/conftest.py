@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emulated import EmulatedStream, Emulator, build
 from sparse24.nn import on_device
-from sparse24.ops.cuda import blobs, cusparselt, launch, route
+from sparse24.ops.cuda import blobs, cusparselt, launch, repeats, route
 
 
 @pytest.fixture
@@ -82,3 +82,4 @@ def patches_gain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def on_emulator(emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors are on the GPU, whose stream this is."""
     monkeypatch.setattr(on_device, "current_stream", lambda tensor: stream)
+    monkeypatch.setattr(repeats, "ask_stream", lambda index: on_device.current_stream(torch.empty(0)).handle)

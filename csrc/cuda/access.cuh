@@ -103,6 +103,12 @@ SPARSE24_BODY float bits_to_float(std::uint32_t bits) {
   return value;
 }
 
+SPARSE24_BODY std::uint32_t float_to_bits(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 // Bits without the sign. Floats of one type order by them as integers, NaN above Inf.
 template <typename Bits>
 SPARSE24_BODY Bits magnitude(Bits bits) {

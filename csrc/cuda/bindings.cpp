@@ -7,6 +7,7 @@
 #include <array>
 
 #include "error.h"
+#include "few_tokens_call.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -22,6 +23,18 @@ T* at(Address address) {
 }
 
 DType dtype_of(int code) { return static_cast<DType>(code); }
+
+bool launch_few_tokens(const FewTokensCall* c) noexcept {
+  try {
+    const auto dtype = dtype_of(c->dtype);
+    cuda::few_tokens({c->x, c->n, c->k, c->x_stride, c->values, c->indices, c->m, round_up(c->k, 8), nullptr, c->bias,
+                      static_cast<Activation>(c->activation), c->y},
+                     dtype, dtype, c->stream);
+  } catch (const std::exception&) {
+    return false;  // the long way meets it again, and has the words
+  }
+  return true;
+}
 
 // One Error in Python for all backends: the class that sparse24._C registers.
 void translate(std::exception_ptr thrown) {
@@ -129,6 +142,7 @@ PYBIND11_MODULE(_CUDA, m) {
       py::arg("product"), py::arg("dtype"), py::arg("n"), py::arg("m"), py::arg("token_scale"), py::arg("row_scale"),
       py::arg("bias"), py::arg("activation"), py::arg("out"), py::arg("out_dtype"), py::arg("stream"), free_gil);
   m.attr("FEW_TOKENS") = cuda::kFewTokens;
+  m.attr("few_tokens_function") = reinterpret_cast<Address>(static_cast<FewTokensFunction>(&launch_few_tokens));
   m.def(
       "few_tokens",
       [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t x_stride, Address values, int weight_dtype,
@@ -152,11 +166,11 @@ PYBIND11_MODULE(_CUDA, m) {
       py::arg("activation"), py::arg("y"), py::arg("stream"), free_gil);
   m.def(
       "quantize_per_token",
-      [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, Address out,
-         std::int64_t k_padded, Address scale, Address stream) {
-        cuda::quantize_per_token(at<void>(x), dtype_of(dtype), n, k, row_stride, at<std::int8_t>(out), k_padded,
-                                 at<float>(scale), at<void>(stream));
+      [](Address x, int dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, Address out, int out_dtype,
+         std::int64_t k_padded, Address given, Address scale, Address stream) {
+        cuda::quantize_per_token(at<void>(x), dtype_of(dtype), n, k, row_stride, at<void>(out), dtype_of(out_dtype),
+                                 k_padded, at<float>(given), at<float>(scale), at<void>(stream));
       },
       py::arg("x"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("row_stride"), py::arg("out"),
-      py::arg("k_padded"), py::arg("scale"), py::arg("stream"), free_gil);
+      py::arg("out_dtype"), py::arg("k_padded"), py::arg("given"), py::arg("scale"), py::arg("stream"), free_gil);
 }

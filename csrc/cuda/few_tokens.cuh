@@ -32,12 +32,6 @@ struct Int8 {
   static SPARSE24_BODY float to_float(Bits bits) { return static_cast<float>(static_cast<std::int8_t>(bits)); }
 };
 
-SPARSE24_BODY std::uint32_t float_to_bits(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 // A sum rounded to nearest even, as bits of the output's type.
 SPARSE24_BODY std::uint32_t rounded(float value, Float32) { return float_to_bits(value); }
 

@@ -113,20 +113,21 @@ __device__ __forceinline__ unsigned row_max(unsigned value) {
 }
 
 // threadIdx.x runs along a row in kRowThreads; each row is read twice, the second time from the cache.
-template <typename Float, Access kAccess, int kRowThreads>
+template <typename Float, typename To, Access kAccess, int kRowThreads>
 __global__ void quantize_kernel(Quantize a) {
   constexpr int kCount = kQuantizeCount<Float>;
   const std::int64_t row_step = std::int64_t{gridDim.x} * blockDim.y;
+  const float given = a.given == nullptr ? 0.0f : *a.given;
   for (std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < a.n; row += row_step) {
     unsigned largest = 0;
     for (std::int64_t item = threadIdx.x; item * kCount < a.k; item += kRowThreads) {
       const unsigned of_item = absmax_item<Float, kAccess>(a, row, item);
       largest = of_item > largest ? of_item : largest;
     }
-    const RowScale scale = row_scale<Float>(row_max<kRowThreads>(largest));
+    const RowScale scale = row_scale<Float, To>(row_max<kRowThreads>(largest), given);
     if (threadIdx.x == 0) a.scale[row] = scale.scale;
     for (std::int64_t item = threadIdx.x; item * kCount < a.k_padded; item += kRowThreads) {
-      quantize_item<Float, kAccess>(a, row, item, scale.inverse);
+      quantize_item<Float, To, kAccess>(a, row, item, scale.inverse);
     }
   }
 }
@@ -261,21 +262,28 @@ void im2col(const Im2col& a, void* stream) {
   return as.template operator()<std::uint8_t, 4>();
 }
 
-void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride,
-                        std::int8_t* out, std::int64_t k_padded, float* scale, void* stream) {
+void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, void* out,
+                        DType out_dtype, std::int64_t k_padded, const float* given, float* scale, void* stream) {
   if (k_padded < k) throw InvalidArgument(message("quantize_per_token: k_padded ", k_padded, " is less than k ", k));
   if (n == 0) return;
-  const Quantize a{x, n, k, row_stride, out, k_padded, scale};
-  with_float("quantize_per_token", dtype, [&]<typename Float>() {
+  const Quantize a{x, n, k, row_stride, static_cast<std::uint8_t*>(out), k_padded, given, scale};
+  const auto as = [&]<typename Float, typename To>() {
     const std::int64_t stride = row_stride * static_cast<std::int64_t>(sizeof(typename Float::Bits));
     with_access(access_for({x, out}, {stride, k_padded}), [&]<Access kAccess>() {
       const bool by_warp = k <= kWarpRowColumns;
       const unsigned across = by_warp ? kWarp : kBlockThreads, down = kBlockThreads / across;
       const std::int64_t blocks = std::min((n + down - 1) / down, kMaxBlocks);
       launch("quantize_per_token",
-             by_warp ? quantize_kernel<Float, kAccess, kWarp> : quantize_kernel<Float, kAccess, kBlockThreads>,
+             by_warp ? quantize_kernel<Float, To, kAccess, kWarp> : quantize_kernel<Float, To, kAccess, kBlockThreads>,
              {dim3(static_cast<unsigned>(blocks)), dim3(across, down)}, stream, a);
     });
+  };
+  with_float("quantize_per_token", dtype, [&]<typename Float>() {
+    switch (out_dtype) {
+      case DType::kInt8: return as.template operator()<Float, ToInt8>();
+      case DType::kFloat8E4M3: return as.template operator()<Float, ToE4M3>();
+      default: refuse_dtype("quantize_per_token", "outputs of int8 and float8_e4m3fn");
+    }
   });
 }
 

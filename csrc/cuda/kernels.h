@@ -58,13 +58,14 @@ struct Im2col {
 };
 void im2col(const Im2col& args, void* stream);
 
-// Symmetric int8, a scale for each of the n rows: out [n, k_padded] = round_half_even(x * (127 / absmax)), in
-// fp32, with zeros from k on; scale [n] = absmax / 127, so that x is about out * scale. x (fp32, fp16, bf16) has
-// row_stride elements between rows. A row whose absmax is below 127 * 2^-126 (scale would not be a normal number)
-// counts as zeros: out 0, scale 1. A row that holds NaN or Inf gives out 0 and scale NaN: its product is NaN
-// throughout instead of silently finite.
-void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride,
-                        std::int8_t* out, std::int64_t k_padded, float* scale, void* stream);
+// Symmetric int8 or float8_e4m3fn, a scale for each of the n rows: out [n, k_padded] = round_half_even(x * (largest /
+// absmax)), in fp32, with zeros from k on; scale [n] = absmax / largest, so that x is about out * scale; largest is 127
+// or 448. Where `given` (device, [1], or null) is not 0, it is the scale of all rows, out is x * (1 / given), and what
+// is beyond the largest saturates. x (fp32, fp16, bf16) has row_stride elements between rows. A row whose absmax is
+// below largest * 2^-126 (scale would not be a normal number) counts as zeros: out 0, scale 1, or given. A row that
+// holds NaN or Inf gives out 0 and scale NaN: its product is NaN throughout instead of silently finite.
+void quantize_per_token(const void* x, DType dtype, std::int64_t n, std::int64_t k, std::int64_t row_stride, void* out,
+                        DType out_dtype, std::int64_t k_padded, const float* given, float* scale, void* stream);
 
 // ---- products ----
 

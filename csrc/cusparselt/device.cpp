@@ -36,10 +36,20 @@ std::string why_unusable(int device) {
   return message("device ", device, " is sm_", major, minor, ": sparse tensor cores begin with sm_80 (Ampere)");
 }
 
-void require_current(int device) {
+namespace {
+
+int current_device() {
   int current = -1;
   check_cuda(cuda().GetDevice(&current), "cudaGetDevice");
-  if (current != device) {
+  return current;
+}
+
+}  // namespace
+
+bool is_current(int device) { return current_device() == device; }
+
+void require_current(int device) {
+  if (const int current = current_device(); current != device) {
     throw InvalidArgument(message("the current device must be ", device, ", where the operands are, not ", current));
   }
 }

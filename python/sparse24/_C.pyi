@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/bindings.cpp, bindings_calls.cpp, cpu/bindings.cpp, cusparselt/bindings.cpp).
+"""The compiled extension (csrc/bindings*.cpp, cpu/bindings.cpp, cusparselt/bindings.cpp).
 
 Pointers are addresses; ops has checked every argument.
 
@@ -16,7 +16,7 @@ sizes are (blob, compress buffer, workspace) in bytes; ``batches`` is (count, st
 and the bytes of the last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 class Error(RuntimeError):
@@ -90,6 +90,40 @@ def conv2d(
 ) -> None: ...
 def call_linear(input: Any, state: dict[str, Any], /) -> Any: ...
 def call_conv2d(input: Any, state: dict[str, Any], /) -> Any: ...
+
+class Launches:
+    """A layer's products on a GPU that ran before: see csrc/bindings_launches.cpp."""
+
+    def __init__(self, parameters: object, buffers: object, ask_stream: Callable[[int], int]) -> None: ...
+    def add(
+        self,
+        epoch: int,
+        input: object,
+        m: int,
+        activation: object,
+        has_bias: bool,
+        stream: int,
+        parts: Sequence[tuple[int, Product, BlobKey, int, object]],
+        window: object,
+    ) -> None: ...
+    def add_few(
+        self,
+        epoch: int,
+        input: object,
+        m: int,
+        activation: object,
+        has_bias: bool,
+        stream: int,
+        function: int,
+        values: object,
+        indices: object,
+    ) -> None: ...
+    def call(self, input: object, state: dict[str, Any]) -> Any: ...
+    def clear(self) -> None: ...
+    def __len__(self) -> int: ...
+
+def launches_epoch() -> int: ...
+def forget_launches() -> None: ...
 def cpu_isas() -> list[tuple[str, str]]: ...
 def machine() -> dict[str, Any]: ...
 def amx_problem() -> str: ...

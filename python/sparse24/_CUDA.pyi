@@ -54,12 +54,16 @@ def quantize_per_token(
     k: int,
     row_stride: int,
     out: int,
+    out_dtype: int,
     k_padded: int,
+    given: int,
     scale: int,
     stream: int,
 ) -> None: ...
 
 FEW_TOKENS: int
+#: The address of a FewTokensFunction (csrc/few_tokens_call.h), for ``_C.Launches``.
+few_tokens_function: int
 
 def few_tokens(
     x: int,

@@ -167,7 +167,7 @@ def _add_oneshot(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder, not there yet")
     numbers = (
         ("refit", 10, "steps of least squares for each matrix"),
-        ("steps", 200, "of training each block on the dense one's outputs; 0: none"),
+        ("steps", 400, "of training each block on the dense one's outputs; 0: none"),
         ("samples", 256, "texts or images to calibrate on"),
         ("batch", 8, "samples at once"),
         ("length", 0, "tokens of a sample; 0: 512, or the model's most"),

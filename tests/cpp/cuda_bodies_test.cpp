@@ -11,6 +11,7 @@
 
 #include "cuda/access.cuh"
 #include "cuda/kernels.h"
+#include "cuda/quantize.cuh"
 #include "cuda_fixtures.h"
 #include "error.h"
 
@@ -221,30 +222,55 @@ double exact(std::uint32_t bits, sparse24::DType dtype) {
 
 namespace {
 
-// |x / scale - out| <= 1/2, give or take three fp32 roundings of a number up to 127.
-bool quantized_well(const std::vector<double>& x, const std::int8_t* out, float scale) {
+// The number of a code of float8_e4m3fn, which has no Inf.
+double e4m3(std::uint8_t code) {
+  const int exponent = code >> 3 & 15, fraction = code & 7;
+  if ((code & 0x7f) == 0x7f) return std::nan("");
+  const double size = exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
+  return (code & 0x80) != 0 ? -size : size;
+}
+
+struct EightBits {
+  DType dtype;
+  double largest;
+  double number(std::uint8_t code) const {
+    return dtype == DType::kInt8 ? static_cast<double>(static_cast<std::int8_t>(code)) : e4m3(code);
+  }
+  // Half a step at a number of this size.
+  double half_step(double size) const {
+    return dtype == DType::kInt8 ? 0.5 : std::ldexp(1, std::max(std::ilogb(std::max(size, 0x1p-9)), -6) - 4);
+  }
+};
+constexpr EightBits kEightBits[] = {{DType::kInt8, 127}, {DType::kFloat8E4M3, 448}};
+
+// x / scale is out to half a step, give or take three fp32 roundings; what is beyond the largest is the largest.
+bool quantized_well(const std::vector<double>& x, const std::uint8_t* out, float scale, float given,
+                    const EightBits& to) {
   double absmax = 0;
   bool finite = true;
   for (const double v : x) {
     finite = finite && std::isfinite(v);
     absmax = std::max(absmax, std::abs(v));
   }
-  const bool zeros = !finite || absmax < std::ldexp(127.0, -126);
+  const bool zeros = !finite || (given == 0 && absmax < std::ldexp(to.largest, -126));
+  const double exact_scale = given != 0 ? double{given} : absmax / to.largest;
   bool ok = !finite ? std::isnan(scale)
             : zeros ? scale == 1.0f
-                    : std::abs(double{scale} - absmax / 127) <= absmax / 127 * 0x1p-24;
+                    : std::abs(double{scale} - exact_scale) <= exact_scale * 0x1p-24;
   for (std::size_t i = 0; i < x.size(); ++i) {
-    const double q = out[i];
-    ok = ok && (zeros ? q == 0 : std::abs(q) <= 127 && std::abs(x[i] * 127 / absmax - q) <= 0.5 + 127 * 3 * 0x1p-24);
+    const double q = to.number(out[i]), most = zeros ? 0 : x[i] / exact_scale;
+    const double want = std::clamp(most, -to.largest, to.largest);
+    ok = ok && (zeros ? q == 0 : std::abs(want - q) <= to.half_step(std::abs(want)) + std::abs(want) * 3 * 0x1p-24);
   }
   return ok;
 }
 
 template <typename Bits>
-void test_quantize_of(DType dtype, Fill fill) {
+void test_quantize_of(DType dtype, Fill fill, const EightBits& to) {
   const int64_t n = pick({1, 2, 9}), k = pick({1, 3, 8, 64, 257, 1024, 1025, 2064}),
                 stride = round_up(k, pick({1, 8})) + pick({0, 0, 1, 8});
   const int64_t k_padded = round_up(k, pick({1, 8, 16, 32})), shift = pick({0, 0, 1});
+  const float given = pick({0, 1}) == 0 ? 0.0f : 0.01f;
   auto bits = filled<Bits>(n * stride, dtype, fill);
   if (fill == Fill::kSpecial && pick({0, 1}) != 0) {  // a row of zeros of both signs and of denormals
     for (int64_t i = 0; i < k; ++i)
@@ -252,24 +278,30 @@ void test_quantize_of(DType dtype, Fill fill) {
           static_cast<Bits>((rng() & 1) << (8 * sizeof(Bits) - 1) | (dtype == DType::kFloat16 ? 0 : rng() % 3));
   }
   Guarded<Bits> x(bits, shift);
-  Guarded<std::int8_t> out(n * k_padded, pick({0, 0, 1}));
+  Guarded<std::uint8_t> out(n * k_padded, pick({0, 0, 1}));
   Guarded<float> scale(n, 0);
-  cuda::quantize_per_token(x.data(), dtype, n, k, stride, out.data(), k_padded, scale.data(), nullptr);
+  const float* const scale_of_all = given != 0 || pick({0, 1}) != 0 ? &given : nullptr;
+  cuda::quantize_per_token(x.data(), dtype, n, k, stride, out.data(), to.dtype, k_padded, scale_of_all, scale.data(),
+                           nullptr);
   bool ok = out.intact() && scale.intact() && x.intact() && x.values() == bits;
   for (int64_t row = 0; row < n; ++row) {
     std::vector<double> values;
     for (int64_t i = 0; i < k; ++i) values.push_back(exact(bits[static_cast<std::size_t>(row * stride + i)], dtype));
-    ok = ok && quantized_well(values, out.data() + row * k_padded, scale.data()[row]);
+    ok = ok && quantized_well(values, out.data() + row * k_padded, scale.data()[row], given, to);
     for (int64_t i = k; i < k_padded; ++i) ok = ok && out.data()[row * k_padded + i] == 0;
   }
-  expect(ok, message("quantize ", name_of(dtype), " ", n, "x", k, " stride ", stride, " k_padded ", k_padded, " shift ",
-                     shift, " fill ", static_cast<int>(fill)));
+  expect(ok,
+         message("quantize ", name_of(dtype), " to ", static_cast<int>(to.dtype), " ", n, "x", k, " stride ", stride,
+                 " k_padded ", k_padded, " shift ", shift, " given ", given, " fill ", static_cast<int>(fill)));
 }
 
 void test_quantize() {
   cuda_emulated::concurrent = true;
-  for (const DType dtype : kFloats) {
-    for (const Fill fill : kFills) with_bits(dtype, [&]<typename Bits>(Bits) { test_quantize_of<Bits>(dtype, fill); });
+  for (const EightBits& to : kEightBits) {
+    for (const DType dtype : kFloats) {
+      for (const Fill fill : kFills)
+        with_bits(dtype, [&]<typename Bits>(Bits) { test_quantize_of<Bits>(dtype, fill, to); });
+    }
   }
   cuda_emulated::concurrent = false;
 }
@@ -277,12 +309,24 @@ void test_quantize() {
 // Halves go to the even neighbour: 0.5, 1.5, -2.5 of a row whose scale is 1.
 void test_quantize_ties() {
   const std::vector<float> x = {127, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.5f};
-  std::vector<std::int8_t> out(8);
+  std::vector<std::uint8_t> out(8);
   float scale = 0;
   cuda_emulated::concurrent = true;
-  cuda::quantize_per_token(x.data(), DType::kFloat32, 1, 8, 8, out.data(), 8, &scale, nullptr);
+  cuda::quantize_per_token(x.data(), DType::kFloat32, 1, 8, 8, out.data(), DType::kInt8, 8, nullptr, &scale, nullptr);
+  expect(out == std::vector<std::uint8_t>{127, 0, 2, 2, 0, 254, 254, 126} && scale == 1.0f, "quantize, ties");
   cuda_emulated::concurrent = false;
-  expect(out == std::vector<std::int8_t>{127, 0, 2, 2, 0, -2, -2, 126} && scale == 1.0f, "quantize, ties");
+  // Every code of e4m3 comes back, and half-way between two neighbours the even one is taken.
+  bool ok = true;
+  for (int code = 0; code < 0x7e; ++code) {
+    const double low = e4m3(static_cast<std::uint8_t>(code)), high = e4m3(static_cast<std::uint8_t>(code + 1));
+    const auto middle = static_cast<float>((low + high) / 2);
+    ok = ok && cuda::ToE4M3::code(static_cast<float>(low)) == code;
+    ok = ok && cuda::ToE4M3::code(static_cast<float>(-low)) == (code | 0x80);
+    ok = ok && cuda::ToE4M3::code(middle) == code + (code & 1);
+    ok = ok && cuda::ToE4M3::code(std::nextafter(middle, 0.0f)) == code;
+    ok = ok && cuda::ToE4M3::code(std::nextafter(middle, 1000.0f)) == code + 1;
+  }
+  expect(ok && cuda::ToE4M3::code(448) == 0x7e && cuda::ToE4M3::code(463) == 0x7e, "e4m3, every code");
 }
 
 // fp16 and bf16 to float, every bit pattern.

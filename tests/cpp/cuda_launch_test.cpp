@@ -91,7 +91,7 @@ void test_launch_errors() {
   cuda::transposable_mask(nullptr, DType::kFloat16, 0, 8, nullptr, nullptr);
   cuda::compress(nullptr, DType::kInt8, 4, 0, 0, nullptr, nullptr, nullptr, nullptr);
   cuda::expand(nullptr, nullptr, DType::kInt8, 0, 8, nullptr, 0, 8, nullptr);
-  cuda::quantize_per_token(nullptr, DType::kFloat32, 0, 8, 8, nullptr, 8, nullptr, nullptr);
+  cuda::quantize_per_token(nullptr, DType::kFloat32, 0, 8, 8, nullptr, DType::kInt8, 8, nullptr, nullptr, nullptr);
   expect(cuda_emulated::launches == before, "empty calls launch nothing");
 
   expect(refused<InvalidArgument>([&] { cuda::mask24(w.data(), DType::kInt8, 4, 4, mask.data(), nullptr); },
@@ -106,9 +106,19 @@ void test_launch_errors() {
              "at least 2 x 8"),
          "expand into less");
   expect(refused<InvalidArgument>(
-             [&] { cuda::quantize_per_token(w.data(), DType::kFloat32, 1, 8, 8, nullptr, 7, w.data(), nullptr); },
+             [&] {
+               cuda::quantize_per_token(w.data(), DType::kFloat32, 1, 8, 8, nullptr, DType::kInt8, 7, nullptr, w.data(),
+                                        nullptr);
+             },
              "k_padded 7"),
          "k_padded < k");
+  expect(refused<InvalidArgument>(
+             [&] {
+               cuda::quantize_per_token(w.data(), DType::kFloat32, 1, 8, 8, w.data(), DType::kFloat8E5M2, 8, nullptr,
+                                        w.data(), nullptr);
+             },
+             "int8 and float8_e4m3fn"),
+         "quantize to e5m2");
 }
 
 void test_im2col_errors() {

@@ -24,6 +24,9 @@ void emulator_set_driver(int present);
 void emulator_set_deferred(int deferred);
 /* 1: memory that the arena does not know is the host's, and touching it from the device is a violation and a fault. */
 void emulator_set_strict(int strict);
+/* 1: cusparseLtMatmul answers success at once, and neither looks at its arguments nor computes: for those who time
+ * what is around it. */
+void emulator_set_idle(int idle);
 /* The algorithm id that the next searches end with; -1: the emulator's own rule (README). */
 void emulator_set_search_winner(int id);
 

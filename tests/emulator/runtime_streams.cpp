@@ -254,14 +254,16 @@ CudaError cudaGraphUpload(GraphExecHandle executable, Stream stream) {
 CudaError cudaGraphLaunch(GraphExecHandle executable, Stream stream) {
   return runtime_call("cudaGraphLaunch", [&] {
     const auto graph = tables().executables.find(executable, kNoGraph);
-    enqueue(find_stream(stream), make_work("cudaGraphLaunch", [graph] {
+    StreamObject& on = find_stream(stream);
+    enqueue(on, make_work("cudaGraphLaunch", [graph] {
               bool good = true;
-              for (const Work& work : *graph) {
+              for (const Work& work : graph->work) {
                 state().function = work->function;
                 good = work->run() && good;
               }
               return good;
             }));
+    note_scratch_of(on, *graph);
     return kCudaSuccess;
   });
 }
@@ -271,7 +273,7 @@ CudaError cudaGraphGetNodes(GraphHandle graph, void** nodes, std::size_t* count)
     require(count != nullptr, kCudaInvalidValue, kDocumented, "count is a null pointer");
     const auto object = tables().graphs.find(graph, kNoGraph);
     require(nodes == nullptr, kCudaNotSupported, kAssumed, "the emulator gives the number of nodes only");
-    *count = object->size();
+    *count = object->work.size();
     return kCudaSuccess;
   });
 }

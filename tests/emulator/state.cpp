@@ -64,6 +64,7 @@ void State::reset() {
             from_environment("SPARSE24_EMULATOR_DEFERRED", 1) != 0,
             from_environment("SPARSE24_EMULATOR_LOG", 0) != 0,
             -1,
+            false,
             from_environment("SPARSE24_EMULATOR_STRICT", 0) != 0,
             fates_from(std::getenv("SPARSE24_EMULATOR_FATES"))};
   context_is_dead = false;
@@ -138,6 +139,11 @@ CONTROL void emulator_set_deferred(int deferred) {
   const std::lock_guard lock(state().mutex);
   state().config.deferred = deferred != 0;
   if (!deferred) emulator::run_everything();
+}
+
+CONTROL void emulator_set_idle(int idle) {
+  const std::lock_guard lock(state().mutex);
+  state().config.idle = idle != 0;
 }
 
 CONTROL void emulator_set_search_winner(int id) {

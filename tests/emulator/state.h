@@ -43,6 +43,7 @@ struct Config {
   int devices, sm, version;
   bool driver, deferred, log;
   int search_winner;
+  bool idle;    // products do nothing
   bool strict;  // host memory is no device's
   std::map<int, Fate> fates;
 };

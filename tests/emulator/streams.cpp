@@ -18,11 +18,6 @@ struct Scheduler {
   std::unordered_map<int, std::shared_ptr<StreamObject>> legacy;             // by device
   std::vector<std::shared_ptr<Capture>> captures;
   Clock host;  // what some thread has waited for
-  struct Scratch {
-    std::uintptr_t begin, end;
-    const StreamObject* stream;
-    std::uint64_t number;
-  };
   std::vector<Scratch> scratch;
 };
 
@@ -72,6 +67,7 @@ void run(StreamObject& stream, const QueuedOperation& work) {
 void join(StreamObject& stream, const std::shared_ptr<Capture>& capture, StreamObject& from) {
   if (!stream.capture) {
     stream.capture = capture;  // a fork
+    stream.captured.clear();
     capture->unjoined.push_back(&stream);
   } else if (stream.capture != capture) {
     capture->invalid = stream.capture->invalid = true;
@@ -135,7 +131,8 @@ std::vector<std::shared_ptr<StreamObject>> all_streams() {
 void enqueue(StreamObject& stream, Work work) {
   if (stream.capture) {
     require(!stream.capture->invalid, kCudaCaptureInvalidated, kDocumented, "the capture was invalidated");
-    stream.capture->graph.push_back(std::move(work));
+    stream.capture->graph.work.push_back(std::move(work));
+    stream.captured[&stream] = ++scheduler().last_number;
     if (stream.capture->origin != &stream &&
         std::ranges::find(stream.capture->unjoined, &stream) == stream.capture->unjoined.end()) {
       stream.capture->unjoined.push_back(&stream);
@@ -231,6 +228,7 @@ void begin_capture(StreamObject& stream, CaptureMode mode) {
   capture->thread = this_thread();
   capture->origin = &stream;
   stream.capture = capture;
+  stream.captured.clear();
   scheduler().captures.push_back(std::move(capture));
 }
 
@@ -262,7 +260,7 @@ void record_event(EventObject& event, Stream stream_handle) {
     return true;
   }));
   record->number = scheduler().last_number;
-  record->clock = stream->clock;
+  record->clock = stream->capture ? stream->captured : stream->clock;
   event.record = std::move(record);
   event.asked = false;
 }
@@ -273,6 +271,7 @@ void wait_for_event(StreamObject& stream, EventObject& event) {
     require(std::ranges::find(scheduler().captures, event.record->capture) != scheduler().captures.end(),
             kCudaCaptureIsolation, kDocumented, "the event was recorded in a capture that has ended");
     join(stream, event.record->capture, *event.record->stream);
+    join(stream.captured, event.record->clock);
     return;  // a graph keeps the order of its recording
   }
   if (stream.capture) {
@@ -289,19 +288,27 @@ void wait_for_event(StreamObject& stream, EventObject& event) {
 void note_event_waited_for(const EventObject::Record& record) { join(scheduler().host, record.clock); }
 
 void note_scratch(StreamObject& stream, const void* memory, std::size_t size) {
-  if (!memory || size == 0 || stream.capture) return;
+  if (!memory || size == 0) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t end = begin + size;
-  auto& all = scheduler().scratch;
+  const Scratch use{begin, begin + size, &stream, scheduler().last_number};
+  const Clock& before = stream.capture ? stream.captured : stream.clock;
+  auto& all = stream.capture ? stream.capture->graph.scratch : scheduler().scratch;
   for (const auto& other : all) {
-    if (other.stream == &stream || begin >= other.end || other.begin >= end) continue;
-    const auto known = stream.clock.find(other.stream);
-    if (known == stream.clock.end() || known->second < other.number) {
-      violate(kDocumented, "one workspace is used on two streams that nothing orders");
+    if (other.stream == &stream || begin >= other.end || other.begin >= use.end) continue;
+    const auto known = before.find(other.stream);
+    if (known == before.end() || known->second < other.number) {
+      violate(kDocumented, std::string("one workspace is used on two streams that nothing orders") +
+                               (stream.capture ? ", in a capture" : ""));
     }
   }
-  std::erase_if(all, [&](const auto& other) { return other.begin >= begin && other.end <= end; });
-  all.push_back({begin, end, &stream, scheduler().last_number});
+  std::erase_if(all, [&](const auto& other) { return other.begin >= begin && other.end <= use.end; });
+  all.push_back(use);
+}
+
+void note_scratch_of(StreamObject& stream, const Graph& graph) {
+  for (const auto& use : graph.scratch) {
+    note_scratch(stream, reinterpret_cast<const void*>(use.begin), use.end - use.begin);  // NOLINT: an address
+  }
 }
 
 void forget_streams() {
@@ -311,7 +318,7 @@ void forget_streams() {
   // Queued work may hold the stream that holds it.
   for (auto& [handle, stream] : s.streams) stream->queue.clear();
   for (auto& [device, stream] : s.legacy) stream->queue.clear();
-  for (const auto& capture : s.captures) capture->graph.clear();
+  for (const auto& capture : s.captures) capture->graph = {};
   s.streams.clear();
   s.legacy.clear();
   s.captures.clear();

@@ -56,9 +56,23 @@ Work make_work(const char* function, Body body) {
   return std::make_shared<const Closure>(function, std::move(body));
 }
 
-using Graph = std::vector<Work>;
-
 struct StreamObject;
+
+// By stream, the number of the last of its operations that is known to come before.
+using Clock = std::map<const void*, std::uint64_t>;
+
+// The last use of scratch memory that is known.
+struct Scratch {
+  std::uintptr_t begin, end;
+  const StreamObject* stream;
+  std::uint64_t number;
+};
+
+// The recorded work, and the scratch memory that it uses.
+struct Graph {
+  std::vector<Work> work;
+  std::vector<Scratch> scratch;
+};
 
 enum class CaptureMode : int { kGlobal = 0, kThreadLocal = 1, kRelaxed = 2 };
 struct Capture {
@@ -71,12 +85,10 @@ struct Capture {
   std::vector<StreamObject*> unjoined;  // streams that were forked and have work the origin does not wait for
 };
 
-// By stream, the number of the last of its operations that is known to come before.
-using Clock = std::map<const void*, std::uint64_t>;
-
 struct StreamObject {
   int device = 0;
   Clock clock;
+  Clock captured;  // the same for what a capture records of it
   bool legacy = false, blocking = true;
   struct Queued {
     std::uint64_t number;
@@ -136,8 +148,9 @@ void wait_for_event(StreamObject& stream, EventObject& event);
 // A thread has waited for what was recorded.
 void note_event_waited_for(const EventObject::Record& record);
 // The last operation of a stream writes to this scratch memory: a violation where that of another stream did, and
-// nothing orders the two.
+// nothing orders the two. So within a capture; and what a graph uses, every launch of it does.
 void note_scratch(StreamObject& stream, const void* memory, std::size_t size);
+void note_scratch_of(StreamObject& stream, const Graph& graph);
 
 void forget_streams();
 long live_streams();

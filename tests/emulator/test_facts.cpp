@@ -367,6 +367,117 @@ void test_races() {
   cudaStreamDestroy(second);
 }
 
+// The same within a capture, and among graphs: what is recorded is as unordered as what is launched.
+void test_captured_races() {
+  Memory m(of(64, 64, 64));
+  Stream first = nullptr, second = nullptr;
+  constexpr unsigned kNonBlocking = 1;
+  cudaStreamCreateWithFlags(&first, kNonBlocking);
+  cudaStreamCreateWithFlags(&second, kNonBlocking);
+  auto* const other = static_cast<unsigned char*>(m.out) + (1 << 15);
+  CudaEvent fork = nullptr, join = nullptr;
+  cudaEventCreate(&fork);
+  cudaEventCreate(&join);
+  const auto capture = [&](bool ordered) {
+    GraphHandle graph = nullptr;
+    GraphExecHandle executable = nullptr;
+    cudaStreamBeginCapture(first, CaptureMode::kGlobal);
+    if (!ordered) cudaEventRecord(fork, first);
+    m.multiply(m.right, m.out, m.workspace, first);
+    if (ordered) cudaEventRecord(fork, first);
+    cudaStreamWaitEvent(second, fork, 0);
+    m.multiply(m.right, other, m.workspace, second);
+    cudaEventRecord(join, second);
+    cudaStreamWaitEvent(first, join, 0);
+    m.multiply(m.right, m.out, m.workspace, first);
+    expect_equal(cudaStreamEndCapture(first, &graph), kCudaSuccess, "end");
+    cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    return executable;
+  };
+  cudaGraphExecDestroy(capture(false));
+  expect_violation("two streams that nothing orders, in a capture", "a fork before the first product");
+  GraphExecHandle graph = capture(true);
+  expect_clean("a fork after it, and a join");
+  cudaGraphLaunch(graph, first);
+  cudaGraphLaunch(graph, first);
+  expect_clean("a graph after itself");
+  cudaGraphLaunch(graph, second);
+  expect_violation("two streams that nothing orders", "one graph on two streams");
+  cudaDeviceSynchronize();
+  cudaGraphLaunch(graph, first);
+  m.multiply(m.right, other, m.workspace, second);
+  expect_violation("two streams that nothing orders", "a graph, and a product on another stream");
+  cudaDeviceSynchronize();
+  cudaGraphLaunch(graph, first);
+  cudaEventRecord(join, first);
+  cudaStreamWaitEvent(second, join, 0);
+  m.multiply(m.right, other, m.workspace, second);
+  expect_clean("ordered by an event");
+  cudaDeviceSynchronize();
+  cudaGraphExecDestroy(graph);
+  cudaEventDestroy(fork);
+  cudaEventDestroy(join);
+  cudaStreamDestroy(first);
+  cudaStreamDestroy(second);
+}
+
+void test_outputs_over_each_other() {
+  Shape shape = of(64, 64, 64);
+  shape.batches = 2;
+  auto o = described(86, shape);
+  const std::int64_t none = 0;
+  for (MatDescriptor* matrix : {&o->c, &o->d}) {
+    cusparseLtMatDescSetAttribute(&o->handle, matrix, kBatchStride, &none, sizeof none);
+  }
+  emulator_clear_violations();
+  expect_equal(cusparseLtMatmulDescriptorInit(&o->handle, &o->matmul, kNonTranspose, kNonTranspose, &o->a, &o->b, &o->c,
+                                              &o->d, kCompute32F),
+               kSuccess, "a stride of 0 is legal");
+  expect_equal(plan(*o), kSuccess, "plan");
+  std::size_t size = 0, buffer = 0;
+  cusparseLtSpMMACompressedSize(&o->handle, &o->plan, &size, &buffer);
+  std::vector<std::max_align_t> blob(size / sizeof(std::max_align_t) + 1);
+  alignas(16) static std::uint16_t left[2 * 64 * 64], right[2 * 64 * 64], out[2 * 64 * 64];
+  cusparseLtSpMMACompress(&o->handle, &o->plan, left, blob.data(), nullptr, nullptr);
+  const float one = 1, zero = 0;
+  cusparseLtMatmul(&o->handle, &o->plan, &one, blob.data(), right, &zero, out, out, nullptr, nullptr, 0);
+  cudaDeviceSynchronize();
+  expect_violation("the batches of D overlap each other", "batches of D in one place");
+  // C that lies partly under D.
+  auto apart = described(86, of(64, 64, 64));
+  expect_equal(plan(*apart), kSuccess, "plan");
+  cusparseLtSpMMACompress(&apart->handle, &apart->plan, left, blob.data(), nullptr, nullptr);
+  cusparseLtMatmul(&apart->handle, &apart->plan, &one, blob.data(), right, &one, out + 64, out, nullptr, nullptr, 0);
+  cudaDeviceSynchronize();
+  expect_violation("D lies over C, and is not C itself", "C partly under D");
+  cusparseLtMatmul(&apart->handle, &apart->plan, &one, blob.data(), right, &zero, out + 64, out, nullptr, nullptr, 0);
+  cudaDeviceSynchronize();
+  expect_clean("a C that nobody reads");
+}
+
+// Segment-K is said to hang for few tokens on an H100, and rows of measurements are there: so only where it is asked
+// for.
+void test_segments() {
+  for (const auto& [asked, n, dies] : {std::tuple{false, 64, false}, {true, 64, true}, {true, 512, false}}) {
+    if (asked) setenv("SPARSE24_EMULATOR_FATES", "-1=illegal", 1);
+    auto o = described(90, of(64, n, 64));
+    unsetenv("SPARSE24_EMULATOR_FATES");
+    plan(*o);
+    expect_equal(set(*o, kSplitK, -1), kSuccess, "Segment-K on SM 90");
+    cusparseLtMatmulPlanDestroy(&o->plan);
+    cusparseLtMatmulPlanInit(&o->handle, &o->plan, &o->matmul, &o->selection);
+    alignas(16) static std::uint16_t left[64 * 64], right[512 * 64], out[512 * 64];
+    alignas(16) static unsigned char blob[1 << 14];
+    cusparseLtSpMMACompress(&o->handle, &o->plan, left, blob, nullptr, nullptr);
+    const float one = 1, zero = 0;
+    cusparseLtMatmul(&o->handle, &o->plan, &one, blob, right, &zero, out, out, nullptr, nullptr, 0);
+    expect_equal(cudaDeviceSynchronize(), dies ? kCudaIllegalInstruction : kCudaSuccess,
+                 "Segment-K of " + std::to_string(n) + " tokens");
+  }
+  emulator_reset();
+}
+
 void test_strict() {
   alignas(16) static unsigned char host[1 << 16];
   Memory m(of(64, 64, 64));
@@ -423,6 +534,9 @@ void test_facts() {
   test_structs();
   test_aliases();
   test_races();
+  test_captured_races();
+  test_outputs_over_each_other();
+  test_segments();
   test_strict();
   test_the_deadly_id();
   expect(std::string(cusparseGetErrorString(10)) == "operation not supported", "cuSPARSE's own text of a status");

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from sparse24 import Sparsifier
@@ -74,6 +75,51 @@ def make(way: str) -> tuple[nn.Module, Any, torch.optim.Optimizer, slice]:
     return model, sparsifier, stepped, part
 
 
+class First(nn.Module):
+    """The first of two stages."""
+
+    def __init__(self, whole: Net) -> None:
+        super().__init__()
+        self.up = whole.up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.up(x))
+
+
+class Second(nn.Module):
+    """The second of two stages."""
+
+    def __init__(self, whole: Net) -> None:
+        super().__init__()
+        self.down, self.last = whole.down, whole.last
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.last(torch.tanh(self.down(x)))
+        return output
+
+
+def pipeline(folder: Path, steps: int) -> None:
+    """Each process has a stage, and a Sparsifier and an optimizer of its own for it."""
+    rank = dist.get_rank()
+    part: nn.Module = (First, Second)[rank](Net())
+    stage = PipelineStage(part, rank, 2, torch.device("cpu"))
+    schedule = ScheduleGPipe(stage, n_microbatches=2, loss_fn=nn.functional.mse_loss)
+    sparsifier = Sparsifier(part, select=["*"])
+    sparsifier.prune()
+    optimizer = optimizer_of("adamw", part)
+    sparsifier.attach(optimizer)
+    for step in range(steps):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        schedule.step(x) if rank == 0 else schedule.step(target=y, losses=[])
+        optimizer.step()
+    sparsifier.verify()
+    gathered: list[Any] = [None, None]
+    dist.all_gather_object(gathered, part.state_dict())
+    torch.save({**gathered[0], **gathered[1]}, folder / f"result{rank}")
+    dist.barrier()
+
+
 def states(model: nn.Module, enforced: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     own, moments = get_state_dict(model, optimizer)
     return {"model": own, "optimizer": moments, "masks": enforced.state_dict()}
@@ -88,6 +134,9 @@ def newest(folder: Path) -> int:
 def main(way: str, folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    if way == "pipeline":
+        pipeline(folder, steps)
+        return
     model, enforced, optimizer, part = make(way)
     begin = newest(folder)
     enforced.attach(optimizer)

@@ -42,7 +42,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
 
 @pytest.mark.parametrize(
     ("way", "processes"),
-    [("ddp-adamw", 4), ("fsdp-adamw", 4), ("tensor-adamw", 2), ("tensor-adamw", 4), ("recipe-sgd", 2)],
+    [
+        ("ddp-adamw", 4),
+        ("fsdp-adamw", 4),
+        ("tensor-adamw", 2),
+        ("tensor-adamw", 4),
+        ("recipe-sgd", 2),
+        ("pipeline", 2),
+    ],
 )
 def test_several_processes_end_where_one_does(
     way: str, processes: int, alone: dict[str, dict[str, Tensor]], tmp_path: Path

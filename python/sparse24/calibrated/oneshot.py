@@ -35,7 +35,7 @@ def oneshot(
     *,
     refit: int = 10,
     reconstruct: str | None = "component",
-    steps: int = 200,
+    steps: int = 400,
     bias: bool = True,
     masks: Mapping[str, Tensor] | None = None,
     select: Select = None,

@@ -13,12 +13,12 @@ from ..nn.conv2d import SparseConv2d, _conv_arguments
 from ..nn.linear import SparseLinear
 from ..nn.on_device import Glance
 from ..ops import Error
-from ..ops.cuda import cusparselt, route, search, tuned, ways, weights
+from ..ops.cuda import cusparselt, device_kernels, route, search, tuned, ways, weights
 from ..ops.cuda import products as cuda
 from ..ops.cuda.launch import forget_plans
 from ..ops.cuda.operators import current_stream
 from ..ops.cuda.trials import Trials
-from . import cpu
+from . import cpu, narrow
 from .tuning import Tuned, Tuning
 
 Progress = Callable[[str], None]
@@ -43,6 +43,7 @@ def keep_dense(model: nn.Module, keep: bool = True) -> int:
     layers = [layer for _, layer in _layers(model)]
     for layer in layers:
         layer._keeps_dense = keep
+        layer._forget_launches()
         glance = Glance(layer)
         if glance.device.type == "cuda" and not glance.is_away:
             weights.keep_dense(*glance.source(), keep)  # for programs that call the operators with them
@@ -79,6 +80,10 @@ def describe_route(
 ) -> str:
     """:func:`explain` for a GPU that is given: nothing runs."""
     call = _call_of(layer, input_shape)
+    reason = narrow.why_no_product(layer)
+    if reason:
+        few = on.kernels and isinstance(layer, SparseLinear) and call.n <= device_kernels.FEW_TOKENS
+        return "on the compressed weight: a kernel reads it as it lies" if few else f"dense: {reason}"
     weight = Glance(layer)
     if isinstance(layer, SparseConv2d):
         chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
@@ -109,14 +114,13 @@ def _window_of(layer: SparseLinear | SparseConv2d) -> tuple[int, ...]:
 
 
 def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> route.Call:
-    dtype = Glance(layer).like[0].dtype
-    input = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
+    input = torch.empty(tuple(input_shape), device="meta", dtype=torch.float32)
     if isinstance(layer, SparseLinear):
-        like: nn.Module = nn.Linear(layer.in_features, 1, device="meta", dtype=dtype)
+        like: nn.Module = nn.Linear(layer.in_features, 1, device="meta", dtype=torch.float32)
         refusal = f"input must be [..., {layer.in_features}], not {tuple(input_shape)}"
     else:
         like = nn.Conv2d(
-            **{**_conv_arguments(layer), "groups": 1, "out_channels": 1}, device="meta", dtype=dtype
+            **{**_conv_arguments(layer), "groups": 1, "out_channels": 1}, device="meta", dtype=torch.float32
         )
         refusal = f"input must be [N, {layer.in_channels}, H, W], not {tuple(input_shape)}"
     try:
@@ -124,8 +128,10 @@ def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> 
     except RuntimeError as error:
         raise ValueError(f"{refusal}: {error}") from None
     m, k = _product_sizes(layer)
-    window = _window_of(layer)
-    return route.Call(dtype, dtype, m, tokens, k, layer.activation, layer.bias is not None, window=window)
+    call = route.Call(*narrow.product_dtypes(layer), m, tokens, k, window=_window_of(layer))
+    if narrow.is_bare(layer):
+        return call
+    return call._replace(activation=layer.activation, has_bias=layer.bias is not None)
 
 
 # ---- search -----------------------------------------------------------------------------------------
@@ -210,14 +216,14 @@ class TuningRun:
         """Every distinct product of ``layers``, until the budget is spent."""
         end = time.monotonic() + budget_seconds
         products = {
-            (Glance(layer).like[0].dtype, *_product_sizes(layer), _window_of(layer)): layer
+            (narrow.product_dtypes(layer), *_product_sizes(layer), _window_of(layer)): layer
             for layer in layers
         }
         rows = []
         with Trials(Glance(layers[0]).device, self._gpu) as trials:
-            for (dtype, m, k, window), layer in products.items():
+            for (dtypes, m, k, window), layer in products.items():
                 for count in tokens:
-                    call = route.Call(dtype, dtype, m, count, k, window=window)
+                    call = route.Call(*dtypes, m, count, k, window=window)
                     row = self._row(call, layer, trials, end - time.monotonic())
                     rows.append(row)
                     line = str(Tuning([row])).splitlines()[-1]
@@ -236,7 +242,7 @@ class TuningRun:
         if seconds_left <= 0:
             return left("the budget is spent")
         weight = Glance(layer)
-        reason = ways.why_not_legal(call, weight, self._gpu)
+        reason = narrow.why_no_product(layer) or ways.why_not_legal(call, weight, self._gpu)
         if reason:
             return left(reason)
         try:

@@ -17,8 +17,9 @@ from ..ops.cuda import products as cuda
 from ..ops.cuda.blobs import Name
 from ..ops.cuda.launch import ready
 from ..ops.cuda.operators import current_stream
-from ..ops.cuda.weights import Weight, as_input
+from ..ops.cuda.weights import Canonical, Weight, as_input
 from ..report import format_table
+from . import narrow
 from .gpu import _layers, _product_sizes, _window_of
 
 
@@ -97,6 +98,8 @@ def prepare_layer(
     name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...], stream: cusparselt.Stream
 ) -> Prepared:
     """:func:`prepare` of one layer for a GPU's stream, which must be the current one."""
+    if narrow.is_bare(layer):
+        return _prepare_narrow(name, layer, counts, stream)
     own = weight_of(layer, Glance(layer).device, stream)
     if own is None:
         return Prepared(name, (), (), None, _dense_bytes(layer), "no plain values and indices on one device")
@@ -124,6 +127,23 @@ def prepare_layer(
     return Prepared(name, sparse, tuple(dense), forms.bytes(layer), _dense_bytes(layer), remark)
 
 
+def _prepare_narrow(
+    name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...], stream: cusparselt.Stream
+) -> Prepared:
+    """Of a layer in 8 bits, whose operators derive a blob from its tensors, which stay."""
+    weight = Canonical(layer.values, layer.indices)
+    remark = cusparselt.why_unavailable(stream.device) or narrow.why_no_product(layer)
+    runs = dict.fromkeys(counts, remark)
+    if not remark:
+        runs = {count: _make(layer, weight, count, stream)[1] for count in counts}
+    derived = weight.derived() if not remark else None
+    blobs = 0 if derived is None else derived.bytes()
+    held = Bytes(layer.values.nbytes + layer.indices.nbytes, blobs, 0)
+    sparse = tuple(count for count, reason in runs.items() if not reason)
+    dense = tuple(count for count, reason in runs.items() if reason)
+    return Prepared(name, sparse, dense, held, _dense_bytes(layer), remark)
+
+
 def _dtype_of_inputs(weight: LayerWeight) -> torch.dtype:
     """Of the product: autocast's for a float32 weight, where this is called under it."""
     kind, dtype = weight.device.type, weight.like[0].dtype
@@ -136,10 +156,12 @@ def _make(
 ) -> tuple[list[Name], str]:
     """The blobs of a call of ``count`` tokens, or why it runs dense."""
     m, k = _product_sizes(layer)
-    dtype = weight.like[0].dtype
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    window = _window_of(layer)
-    call = route.Call(dtype, dtype, m, count, k, layer.activation, bias is not None, window=window)
+    dtype, window = weight.like[0].dtype, _window_of(layer)
+    bias = None if layer.bias is None or narrow.is_bare(layer) else layer.bias.to(dtype)
+    if narrow.is_bare(layer):
+        call = route.Call(*narrow.product_dtypes(layer), m, count, k, window=window)
+    else:
+        call = route.Call(dtype, dtype, m, count, k, layer.activation, bias is not None, window=window)
     on = ready(stream.device)
     if isinstance(layer, SparseConv2d):
         chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)

@@ -1,4 +1,7 @@
-"""The compressed weight that the sparse layers share, and the checks on what is loaded into it."""
+"""The compressed weight that the sparse layers share, and the checks on what is loaded into it.
+
+A little over 300 lines: one class, and what it is in a file.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class CompressedModule(Unscriptable, nn.Module):
     _operator: str
     #: What ``keep_dense`` was told.
     _keeps_dense = False
-    #: Of the dense weight, where it is stored as int8.
+    #: Of the dense weight, where it is stored in 8 bits.
     _float_dtype = torch.float32
 
     @torch.inference_mode(False)  # a layer that is built inside it may be called outside
@@ -110,13 +113,18 @@ class CompressedModule(Unscriptable, nn.Module):
                 has changed then.
         """
         number = int8.input_scale_of(activations, input_scale)
-        if int8.is_int8(self):
-            raise ValueError("the weight is int8 already: to_dense() and from_dense() make it floating again")
+        if int8.is_narrow(self):
+            raise ValueError(
+                f"the weight is {self._stored()} already: to_dense() and from_dense() make it floating again"
+            )
         values, scale = int8.quantize_rows(self.values)
         float_dtype, device = self.values.dtype, values.device
         int8.store(self, values, scale, None if number is None else torch.tensor(number, device=device))
         self._float_dtype = float_dtype
         return self
+
+    def _stored(self) -> str:
+        return str(self.values.dtype).removeprefix("torch.")
 
     @property
     def is_int8(self) -> bool:
@@ -125,7 +133,7 @@ class CompressedModule(Unscriptable, nn.Module):
 
     def _dtype(self) -> torch.dtype:
         """Of the dense weight."""
-        return self._float_dtype if int8.is_int8(self) else self.values.dtype
+        return self._float_dtype if int8.is_narrow(self) else self.values.dtype
 
     def reset_parameters(self) -> None:
         """Make the weight and the bias zero: a legal 2:4 weight to load a state_dict into."""
@@ -146,20 +154,20 @@ class CompressedModule(Unscriptable, nn.Module):
 
         Its shape, dtype and device cost nothing; ``F.linear``, ``F.conv2d``, ``matmul`` and ``addmm`` with it
         run sparse; anything else sees the dense values. What is written to it is in the layer if it is 2:4,
-        and raises ValueError if not; what is stored as int8 is only read. While torch compiles or exports it
-        is a dense copy.
+        and raises ValueError if not; what is stored in 8 bits is only read. While torch compiles or exports
+        it is a dense copy.
         """
         if onnx.is_exported():
             return onnx.weight(self)
         if torch.compiler.is_compiling():
-            if int8.is_int8(self):
+            if int8.is_narrow(self):
                 return int8.dequantized(self, self._float_dtype)
             matrix: Tensor = torch.ops.sparse24.decompress(self.values, self.indices)
             return self._form.to_weight(matrix)
         return self._view()
 
     def _view(self) -> CompressedWeight:
-        if int8.is_int8(self):
+        if int8.is_narrow(self):
             scale, _ = int8.scales_of(self)
             return CompressedWeight(
                 self.values, self.indices, self._form, scale=scale, dtype=self._float_dtype
@@ -194,6 +202,10 @@ class CompressedModule(Unscriptable, nn.Module):
         """The product on a GPU by the forms that this layer owns; ``None``: the operators have to do it."""
         return None if torch.compiler.is_compiling() else on_device.product_of(self, input)
 
+    def _forget_launches(self) -> None:
+        """Decide anew how products on a GPU run."""
+        self.__dict__.pop("_launches", None)
+
     def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
         """The product on a GPU by whatever form ``weight`` has."""
         raise NotImplementedError
@@ -203,6 +215,7 @@ class CompressedModule(Unscriptable, nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if kept is not None:
             int8.after_cast(self, kept, fn)
+        self._forget_launches()
         forms, values = self.__dict__.get("_forms"), self._parameters.get("values")
         if forms is not None and values is not None:
             forms.be_on(values.device)  # what is left on another device is freed

@@ -7,7 +7,7 @@ bit, and then the blob is void: as long as anything outside holds them, or somet
 the layer computes from them as they are, and after that the next call makes the blob again. So no write can
 be missed, and no call looks through a weight for one.
 
-A little over 300 lines: one class, whose every method holds its one lock.
+Over 300 lines: one class, whose every method holds its one lock.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..ops.cuda import memory
 from ..ops.cuda.blobs import Derived, Name, Operands
 from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.launch import parts_of
+from ..ops.cuda.repeats import Done, Launches, add, add_few, launches_for, may_repeat
 from ..ops.cuda.weights import adopt, derived_of, keep_dense
 from ..ops.registry import Error
 from .lent import Lent, is_held
@@ -168,6 +170,7 @@ class DeviceForms:
         self._wants_canonical = False  # few tokens ran, or a dense product
         self._captured = False  # a CUDA graph reads the canonical form where it is
         self._read_by_operators: list[Derived] = []  # of the canonical form, by graphs that hold it
+        self._launches: Launches | None = None  # what calls have done, to be done again without Python
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(None), ()  # a copy begins with none
@@ -230,7 +233,7 @@ class DeviceForms:
             self._derived = adopted
             adopted.lock = self.lock
         self._dicts = weakref.ref(state["_parameters"]), weakref.ref(state["_buffers"])
-        self._own = own
+        self._own, self._launches = own, None
         return True
 
     def lend(self) -> None:
@@ -241,6 +244,8 @@ class DeviceForms:
                 return
             tensors = own.bring()
             self._own, self._derived = None, self._derived.renewed()
+            self._forget_launches()
+            self._launches = None  # the next ones are for a weight that is in the dicts
             for reference, tensor in zip(self._dicts, tensors, strict=True):
                 lent = reference()
                 if lent is not None:
@@ -259,6 +264,7 @@ class DeviceForms:
             if self._device is not None and before.is_captured:
                 self._left_behind[self._device] = before
             self._device = device
+            self._forget_launches()
             self._derived = self._left_behind.pop(device, Derived(lock=self.lock))
             self._wants_canonical = self._captured = False
 
@@ -310,11 +316,41 @@ class DeviceForms:
             if not self._derived.is_empty and not stream.is_capturing:
                 own.leave()
 
+    def repeat(self, layer: CompressedModule, done: Done) -> None:
+        """Have ``call_linear`` do again what a call has done, for as long as the weight is in this form."""
+        with self.lock:
+            own, held, parts = self.own_of(layer), self._derived.blobs, []
+            if not may_repeat(done):
+                return
+            if done.launch is not None:
+                parts = [] if own is None else parts_of(done.launch)
+                rows = done.launch.rows
+                if not parts or any(held.get((rows, p.plan.key)) is not p.blob for p in parts):
+                    return
+            if own is not None and own.here is None and not parts:
+                return
+            if self._launches is None:
+                state = layer.__dict__
+                self._launches = launches_for(
+                    None if own is None else (state["_parameters"], state["_buffers"])
+                )
+            if self._launches is not None:
+                layer.__dict__["_launches"] = self._launches
+                if parts:
+                    add(self._launches, done, parts, layer.__dict__.get("_window"))
+                else:
+                    add_few(self._launches, done, None if own is None else own.here)
+
+    def _forget_launches(self) -> None:
+        if self._launches is not None:
+            self._launches.clear()
+
     def keep_only(
         self, blobs: list[Name], dense: bool, canonical: bool, stream: Stream, cast: torch.dtype | None = None
     ) -> None:
         """Free every form but these, which are in the dtype ``cast`` where one is given."""
         with self.lock:
+            self._forget_launches()
             for dtype, derived in ((None, self._derived), *self._derived.casts.items()):
                 if dtype is cast:
                     derived.keep_only(blobs, dense, canonical)

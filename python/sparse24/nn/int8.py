@@ -1,8 +1,11 @@
-"""int8 storage of a compressed layer: ``values`` int8, ``weight_scale`` [out], maybe ``input_scale`` [].
+"""8-bit storage of a compressed layer: ``values`` int8, ``weight_scale`` [out], maybe ``input_scale`` [].
 
 Weights are symmetric and rounded to nearest, a scale for every output channel: value * weight_scale. Without
 an ``input_scale`` only the weight is int8. With one, the input becomes int8 too: by that scale, or where it
 is 0 by a scale of every token's own (of every image's, in a convolution).
+
+``values`` may be float8_e4m3fn instead, in a linear layer: then every token's input is float8, too.
+A little over 300 lines: what storage is, its products, and files of it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.cuda import device_kernels
 
 if TYPE_CHECKING:
     from .compressed import CompressedModule
@@ -26,12 +30,14 @@ ACTIVATIONS = (None, "dynamic", "static")
 #: Buffers that stay float32. ``output_scale`` is in no state_dict: chains are made anew (``quant.chain``).
 _SCALES = ("weight_scale", "input_scale", "output_scale")
 
-#: Values that are widened when they are loaded.
+#: Values that are widened when they are loaded, but by a layer that has such storage.
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values and float32 scales [rows], the largest magnitude over 127, of kept weights [rows, K/2].
+def quantize_rows(values: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """8-bit values and float32 scales [rows], the largest magnitude over 127, of kept weights [rows, K/2].
+
+    ``dtype`` may be float8_e4m3fn: then it is over 448.
 
     A row of zeros, or of what is too small to divide by, gets the scale 1; zeros stay exact.
 
@@ -43,10 +49,15 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     if not wide.is_meta:
         wrong = (~absmax.isfinite()).nonzero()
         if len(wrong):
-            raise ValueError(f"only finite weights can become int8, but row {int(wrong[0])} holds NaN or Inf")
-    scale = absmax / 127
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"only finite weights can become {name}, but row {int(wrong[0])} holds NaN or Inf"
+            )
+    largest = device_kernels.LARGEST[dtype]
+    scale = absmax / largest
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    return (wide / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), scale
+    scaled = wide / scale.unsqueeze(1)
+    return (scaled.round() if dtype is torch.int8 else scaled).clamp(-largest, largest).to(dtype), scale
 
 
 def input_scale_of(activations: str | None, scale: float | None) -> float | None:
@@ -69,7 +80,7 @@ def input_scale_of(activations: str | None, scale: float | None) -> float | None
 
 
 def store(layer: CompressedModule, values: Tensor, scale: Tensor, input_scale: Tensor | None) -> None:
-    """Make int8 ``values`` and their scales the layer's storage."""
+    """Make 8-bit ``values`` and their scales the layer's storage."""
     layer.values = nn.Parameter(values, requires_grad=False)
     layer._buffers.pop("output_scale", None)
     for name, tensor in (("weight_scale", scale), ("input_scale", input_scale)):
@@ -78,10 +89,20 @@ def store(layer: CompressedModule, values: Tensor, scale: Tensor, input_scale: T
             layer.register_buffer(name, tensor)
 
 
-def is_int8(layer: nn.Module) -> bool:
-    """Whether the layer's storage is int8."""
+def is_narrow(layer: nn.Module) -> bool:
+    """Whether the layer's storage is int8 or float8."""
     # As C reads a dict: a layer whose weight is away on a GPU (lent.py) does not bring it back for this.
     return dict.get(layer.__dict__["_buffers"], "weight_scale") is not None
+
+
+def is_int8(layer: nn.Module) -> bool:
+    """Whether the layer's storage is int8."""
+    return is_narrow(layer) and not is_float8(layer)
+
+
+def is_float8(layer: nn.Module) -> bool:
+    """Whether the layer's storage is float8."""
+    return is_narrow(layer) and layer.values.dtype in FLOAT8
 
 
 def scales_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -135,6 +156,8 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 def linear(layer: SparseLinear, input: Tensor) -> Tensor:
     """The product; gradients are those of the dequantized weight, straight through the input's rounding."""
     values, indices, bias = layer._operands()
+    if values.dtype in FLOAT8:
+        return _float8_linear(layer, input)
     if is_chained(layer, input):
         weight_scale, input_scale, output_scale = _chained_scales(layer, input)
         dtype = layer._float_dtype if input.dtype == torch.int8 else input.dtype
@@ -144,6 +167,17 @@ def linear(layer: SparseLinear, input: Tensor) -> Tensor:
     if not _wants_grad(input, bias):
         return ops.int8_linear(input, *weight, bias, layer.activation)
     exact = ops.int8_linear(input.detach(), *weight, None if bias is None else bias.detach(), "none")
+    smooth = F.linear(input, dequantized(layer, input.dtype), bias)
+    output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
+    return ops.activate(output, layer.activation)
+
+
+def _float8_linear(layer: SparseLinear, input: Tensor) -> Tensor:
+    values, indices, bias = layer._operands()
+    weight = (values, indices, scales_of(layer)[0])
+    if not _wants_grad(input, bias):
+        return ops.float8_linear(input, *weight, bias, layer.activation)
+    exact = ops.float8_linear(input.detach(), *weight, None if bias is None else bias.detach(), "none")
     smooth = F.linear(input, dequantized(layer, input.dtype), bias)
     output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
     return ops.activate(output, layer.activation)
@@ -174,20 +208,30 @@ def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
 
 
 def before_cast(layer: CompressedModule) -> tuple[Tensor, ...] | None:
-    """The scales of an int8 layer that is about to be moved or cast; ``None``: it is not int8."""
+    """values and scales of an 8-bit layer that is about to be moved or cast; ``None``: it is none."""
+    if not is_narrow(layer):
+        return None
     held = (layer._buffers.get(name) for name in _SCALES)
-    return tuple(s for s in held if s is not None) if is_int8(layer) else None
+    own = layer.values.detach() if is_float8(layer) else layer.values.new_empty(0)  # int8 is cast by nobody
+    return own, *(s for s in held if s is not None)
 
 
 def after_cast(layer: CompressedModule, kept: tuple[Tensor, ...], fn: Any) -> None:
-    """Scales stay float32, whatever the network is cast to; what the dense weight would be is remembered."""
+    """Scales stay float32 and float8 is float8, whatever the network is cast to; what the dense weight would
+    be is remembered.
+    """
+    values, *kept_scales = kept
+    if layer.values.dtype != values.dtype:
+        device = layer.values.device
+        back = values if values.is_meta and device.type == "meta" else values.to(device)
+        layer._parameters["values"] = nn.Parameter(back, requires_grad=False)
     held = [name for name in _SCALES if layer._buffers.get(name) is not None]
-    for name, old in zip(held, kept, strict=True):
+    for name, old in zip(held, kept_scales, strict=True):
         new = layer._buffers[name]
         assert new is not None
         if new.dtype != torch.float32:
             layer._buffers[name] = new.float() if old.is_meta else old.to(new.device)
-    cast = fn(torch.empty(0, dtype=layer._float_dtype, device=kept[0].device))
+    cast = fn(torch.empty(0, dtype=layer._float_dtype, device=values.device))
     if cast.is_floating_point():
         layer._float_dtype = cast.dtype
 
@@ -216,7 +260,8 @@ def problem_with(layer: CompressedModule, values: Any, weight_scale: Any, input_
 def fit(layer: CompressedModule, state_dict: Any, prefix: str) -> Any:
     """Give the layer the storage that a checked checkpoint has; what to load, float8 being widened.
 
-    The file decides: int8 values make an int8 layer, floating ones a floating layer.
+    The file decides: int8 values make an int8 layer, floating ones a floating layer. A layer of float8 keeps
+    float8 with scales as it is.
     """
     values = state_dict.get(prefix + "values")
     if values is None:
@@ -225,6 +270,8 @@ def fit(layer: CompressedModule, state_dict: Any, prefix: str) -> Any:
     if values.dtype == torch.int8:
         _be_int8(layer, prefix + "input_scale" in state_dict)
         return state_dict
+    if is_narrow(layer) and layer.values.dtype == values.dtype and prefix + "weight_scale" in state_dict:
+        return {key: value for key, value in state_dict.items() if key != prefix + "input_scale"}
     _be_floating(layer)
     if values.dtype not in FLOAT8:
         return state_dict
@@ -240,7 +287,7 @@ def fit(layer: CompressedModule, state_dict: Any, prefix: str) -> Any:
 def _be_int8(layer: CompressedModule, has_input_scale: bool) -> None:
     own, rows = layer.values, layer.values.shape[0]
     if not is_int8(layer):
-        layer._float_dtype = own.dtype
+        layer._float_dtype = layer._dtype()
         ones = torch.ones(rows, device=own.device)
         store(layer, torch.zeros(own.shape, dtype=torch.int8, device=own.device), ones, None)
     layer._buffers.pop("input_scale", None)
@@ -249,7 +296,7 @@ def _be_int8(layer: CompressedModule, has_input_scale: bool) -> None:
 
 
 def _be_floating(layer: CompressedModule) -> None:
-    if not is_int8(layer):
+    if not is_narrow(layer):
         return
     own = layer.values
     layer.values = nn.Parameter(torch.zeros(own.shape, dtype=layer._float_dtype, device=own.device), False)
@@ -262,8 +309,10 @@ def remark_of(layer: CompressedModule) -> str:
     was = layer.__dict__.get("_was_float8")
     if was is not None:
         return f", dequantized from {was}"
-    if not is_int8(layer):
+    if not is_narrow(layer):
         return ""
+    if is_float8(layer):
+        return ", activations float8"
     _, input_scale = scales_of(layer)
     if input_scale is None:
         return ", weight only"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops.cuda.blobs import Derived, Operands
 from ..ops.cuda.cusparselt import Stream
 from ..ops.cuda.operators import current_stream
+from ..ops.cuda.repeats import Done
 from ..ops.cuda.weights import Weight
 from ..ops.registry import check_devices, under_autocast
 from .device_forms import DeviceForms, forms_of
@@ -31,6 +32,7 @@ class LayerWeight(Weight):
         self._layer, self._stream = layer, stream
         self._asked = False
         self._derived: Derived | None = None
+        self.done: Done | None = None
 
     def derived(self) -> Derived | None:
         if not self._asked:
@@ -39,6 +41,9 @@ class LayerWeight(Weight):
 
     def source(self) -> Operands:
         return self.forms.source(self._layer, self._stream)
+
+    def note(self, done: Done) -> None:
+        self.done = done
 
     def read(self, stream: Stream) -> Operands:
         forced = self._asked and self._derived is None  # it would have run on the blob
@@ -118,6 +123,9 @@ def product_of(layer: CompressedModule, input: Tensor) -> Tensor | None:
     with current:
         output = _run(layer, input, weight, bias, stream)
         weight.forms.settle(stream)
+    done, weight.done = weight.done, None  # it refers to the weight: no circle is left
+    if done is not None and done.input is input and output.dtype is input.dtype:
+        weight.forms.repeat(layer, done)
     return output
 
 

@@ -33,15 +33,15 @@ def weight(layer: CompressedModule) -> Tensor:
     """The dense weight by operators that ONNX has.
 
     Raises:
-        ValueError: activations of the layer are int8.
+        ValueError: activations of the layer are int8 or float8.
     """
     values, indices = layer.values, layer.indices
-    if int8.is_int8(layer):
+    if int8.is_narrow(layer):
         scale, input_scale = int8.scales_of(layer)
-        if input_scale is not None:
+        if input_scale is not None or int8.is_float8(layer):
             raise ValueError(
-                f"this {type(layer).__name__} takes int8 activations, which are not exported: export the "
-                "network that sparse24.quant.reference makes, or call sparse24.to_dense(model)"
+                f"this {type(layer).__name__} takes {layer._stored()} activations, which are not exported: "
+                "export the network that sparse24.quant.reference makes, or call sparse24.to_dense(model)"
             )
         values = values.to(layer._float_dtype) * scale.unsqueeze(1).to(layer._float_dtype)  # type: ignore[assignment]
     rows, kept = values.shape

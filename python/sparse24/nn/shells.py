@@ -18,6 +18,7 @@ from .dense_loads import compressed_like
 from .forms import form_of
 from .guard import CHILD
 from .held import HeldWeight, helds_of, hold, put_back, release
+from .linear import SparseLinear
 from .swap import Places, carry_over, places_of, put, set_fused_paths
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -212,11 +213,12 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 
 
 def be_stored_as(layer: CompressedModule, storage: Storage) -> None:
-    """Give a layer the int8 storage of a file, without numbers."""
-    if storage.dtype != torch.int8:
-        return
+    """Give a layer the int8 or float8 storage of a file, without numbers."""
+    is_float8 = storage.dtype == torch.float8_e4m3fn and storage.has_scale and isinstance(layer, SparseLinear)
+    if storage.dtype != torch.int8 and not is_float8:
+        return  # other float8 values are widened when they are loaded
     meta = layer.values.device
     layer._float_dtype = layer.values.dtype
-    values = torch.empty(layer.values.shape, dtype=torch.int8, device=meta)
+    values = torch.empty(layer.values.shape, dtype=storage.dtype, device=meta)
     input_scale = torch.empty((), device=meta) if storage.has_input_scale else None
     int8.store(layer, values, torch.empty(len(values), device=meta), input_scale)

@@ -98,9 +98,11 @@ class CompressedWeight(Tensor):
     def _compressed(self, whole: Tensor) -> tuple[Tensor, Tensor]:
         """values and indices of the whole weight after a write; nothing is stored yet."""
         if self._scale is not None:
+            stored = str(self._kept_values.dtype).removeprefix("torch.")
             raise ValueError(
-                f"the weight {tuple(self._form.shape)} is stored as int8 and is only read, so this write was "
-                "not done: call sparse24.to_dense(model), or to_dense() on the layer, before such a change"
+                f"the weight {tuple(self._form.shape)} is stored as {stored} and is only read, so this write "
+                "was not done: call sparse24.to_dense(model), or to_dense() on the layer, before such "
+                "a change"
             )
         try:
             return compress_weight(whole, self._form, self._kept_values.dtype)

@@ -45,10 +45,11 @@ library.define(
 )
 
 
-def _check(
+def check_chained(
     input: Tensor, values: Tensor, indices: Tensor, scales: tuple[Tensor, Tensor, Tensor | None],
     bias: Tensor | None, activation: str, dtype: torch.dtype,
 ) -> None:  # fmt: skip
+    """Refuse what a chained product cannot take: ValueError for shapes, TypeError for dtypes."""
     check_activation(activation)
     torch._check_type(values.dtype == torch.int8, lambda: f"values must be int8, not {values.dtype}")
     torch._check_type(
@@ -80,7 +81,7 @@ def int8_linear_chained_torch(
     bias: Tensor | None, activation: str, output_scale: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """``int8_linear_chained`` for devices without kernels of our own."""
-    _check(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
+    check_chained(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
     check_columns(input, values)
     x = _as_int8(input, input_scale)
     sums = torch.ops.sparse24.scaled_linear(x, values, indices, None, None, torch.int32)
@@ -95,14 +96,16 @@ def int8_conv2d_chained_torch(
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """``int8_conv2d_chained`` for devices without kernels of our own."""
-    _check(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
+    check_chained(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
     geometry = (window[0:2], window[2:4], window[4:6], window[6:8], window[8])
     check_conv2d_sizes(input, values, *geometry)
     x = _as_int8(input, input_scale)
     sums = torch.ops.sparse24.scaled_conv2d(x, values, indices, None, None, torch.int32, *geometry)
     floating = sums.float() * input_scale * weight_scale.view(-1, 1, 1)
     floating = floating if bias is None else floating + bias.view(-1, 1, 1)
-    return _output(activate(floating, activation).to(dtype), output_scale)
+    output = _output(activate(floating, activation).to(dtype), output_scale)
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return output.contiguous(memory_format=layout)  # scales of lines have no layout of their own
 
 
 def _mode(input: Tensor, input_scale: Tensor, output_scale: Tensor | None) -> tuple[int, int, float, float]:
@@ -114,7 +117,7 @@ def _int8_linear_chained_cpu(
     input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor,
     bias: Tensor | None, activation: str, output_scale: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    _check(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
+    check_chained(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
     check_columns(input, values)
     machine.load()
     x, columns = input.contiguous(), input.shape[-1]
@@ -136,7 +139,7 @@ def _int8_conv2d_chained_cpu(
     bias: Tensor | None, window: Sequence[int], activation: str, output_scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    _check(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
+    check_chained(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
     check_conv2d_sizes(input, values, window[0:2], window[2:4], window[4:6], window[6:8], window[8])
     machine.load()
     output = _empty_like_window(input, values, window, dtype if output_scale is None else torch.int8)
@@ -183,7 +186,7 @@ def _(
     input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor,
     bias: Tensor | None, activation: str, output_scale: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    _check(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
+    check_chained(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
     check_columns(input, values)
     kind = dtype if output_scale is None else torch.int8
     return input.new_empty((*input.shape[:-1], values.shape[0]), dtype=kind)
@@ -195,6 +198,6 @@ def _(
     bias: Tensor | None, window: Sequence[int], activation: str, output_scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    _check(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
+    check_chained(input, values, indices, (weight_scale, input_scale, output_scale), bias, activation, dtype)
     check_conv2d_sizes(input, values, window[0:2], window[2:4], window[4:6], window[6:8], window[8])
     return _empty_like_window(input, values, window, dtype if output_scale is None else torch.int8)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparse24.calibrated import methods
-from sparse24.commands.bench import keeping, oneshot, quantize, recipes, table, tasks
+from sparse24.commands.bench import enforcement, keeping, oneshot, quantize, recipes, table, tasks
 from sparse24.commands.bench.tasks import bytes as byte_task
 from sparse24.commands.bench.tasks import fashion, minilm
 from sparse24.commands.bench.tasks.trained import trained
@@ -66,7 +66,7 @@ def test_every_method_has_a_row_and_a_run_goes_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         oneshot,
         "WAYS",
-        {n: {**way, "steps": 2} for n, way in oneshot.WAYS.items() if way.get("steps") != 600},
+        {n: {**way, "steps": 2} for n, way in oneshot.WAYS.items() if way.get("steps") != 1200},
     )
     said: list[str] = []
     setting = table.Setting(1, 0.01, progress=said.append)
@@ -233,3 +233,9 @@ def test_every_recipe_has_a_row_and_a_run_goes_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recipes, "_measured", None)  # all is known
     again = table.Setting(1, 0.01, quick=True, resume=True, progress=lambda _: None)
     assert recipes.tables(again)[0].rows == rows
+
+
+def test_enforcement_is_timed_for_every_optimizer() -> None:
+    [found] = enforcement.tables(table.Setting(1, 0.01, quick=True, progress=lambda _: None))
+    assert [row[0] for row in found.rows[1:]] == list(enforcement.OPTIMIZERS)
+    assert all(0.2 < float(row[3]) < 20 for row in found.rows[1:])

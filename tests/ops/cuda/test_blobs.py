@@ -112,6 +112,38 @@ def test_threads_have_their_own_handles(emulator: Emulator) -> None:
         time.sleep(0.01)
 
 
+def test_a_thread_that_lives_for_a_call_builds_its_plan_and_nothing_else(
+    emulator: Emulator, compressions: list[Any]
+) -> None:
+    """The library binds a handle to the thread that made it, and plans to their handle; blobs serve all."""
+    weight, x = sparse_weight(64, 64, HALF), randn(24, 64)
+    values, indices = compressed(weight)
+    expected = linear_reference(x, weight)
+    main = emulator.new_stream()
+    cuda.linear(x, values, indices, None, "none", main)
+    mine, before = _C.cusparselt_plans_cached(), emulator.live_objects()
+    seen: list[tuple[int, int]] = []
+
+    def work() -> None:
+        begun = _C.cusparselt_plans_cached()
+        for _ in range(3):
+            assert_matches(cuda.linear(x, values, indices, None, "none", main), expected)
+        seen.append((begun, _C.cusparselt_plans_cached()))
+
+    for _ in range(4):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        deadline = time.monotonic() + 10  # what a thread has made goes with it, a little after join returns
+        while emulator.live_objects() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert emulator.live_objects() == before
+    assert seen == [(0, 1)] * 4
+    assert _C.cusparselt_plans_cached() == mine == 1
+    assert compressions == [(0, 64)]
+    emulator.cuda("StreamDestroy", ctypes.c_void_p(main.handle))
+
+
 def test_a_captured_call_replays_and_what_is_not_ready_is_refused(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,9 +58,10 @@ class KernelsOnCpu:
 
     @staticmethod
     def on_quantize_per_token(
-        x: int, dtype: int, n: int, k: int, stride: int, out: int, padded: int, scale: int, stream: int
-    ) -> None:
-        assert (dtype, padded) == (0, k)
+        x: int, dtype: int, n: int, k: int, stride: int, out: int, out_dtype: int, padded: int, given: int,
+        scale: int, stream: int,
+    ) -> None:  # fmt: skip
+        assert (dtype, out_dtype, padded, given) == (0, 3, k, 0)
         rows = [(ctypes.c_float * k).from_address(x + 4 * stride * row) for row in range(n)]
         quantized, scales = device_kernels.quantize_per_token(torch.tensor([list(row) for row in rows]), -1)
         ctypes.memmove(out, quantized.data_ptr(), n * k)

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emulated import BF16, FLOAT, HALF, EmulatedStream, Emulator, compressed, eight_bit
+from emulated import BF16, FLOAT, HALF, EmulatedStream, Emulator, compressed, eight_bit, randn
 from reference import relative_error
 from sparse24 import masks, ops
 from sparse24.ops import scaled
 from sparse24.ops.cuda import cusparselt, device_kernels, launch, route
+from sparse24.ops.cuda import operators as cuda_ops
 from sparse24.ops.cuda import scaled as cuda_scaled
 from sparse24.ops.cuda.products import Window
 from sparse24.ops.cuda.route import Call
+from sparse24.ops.int8 import quantize_input
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 PAIRS = [(dtype, out) for dtype, outs in scaled.OUT_DTYPES.items() for out in outs]
@@ -138,6 +140,7 @@ def test_one_kernel_does_what_follows_a_product(
     monkeypatch.setattr(device_kernels, "usable", lambda tensor: True)
     monkeypatch.setattr(device_kernels, "epilogue", one)
     monkeypatch.setattr(device_kernels, "expand", _expanded)
+    monkeypatch.setattr(device_kernels, "quantize_per_token", _quantized)
     x, weight = eight_bit(40, 64, dtype=FP8[0]), eight_bit(32, 64, dtype=FP8[0], sparse=True, seed=1)
     scale, bias = torch.rand(32) + 0.5, torch.randn(32)
     operands = (x, *compressed(weight), scale, bias, BF16, "gelu")
@@ -151,6 +154,14 @@ def test_one_kernel_does_what_follows_a_product(
     found = cuda_scaled.int8_linear(*given, stream)
     assert relative_error(found, torch.ops.sparse24.int8_linear(*given)) <= 1e-5
     assert one.calls == 2
+
+
+def _quantized(
+    x: Tensor, stream: int, dtype: torch.dtype = torch.int8, given: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    assert given is not None
+    quantized, scale = quantize_input(x, given, [-1])
+    return quantized, scale.flatten()
 
 
 def _expanded(values: Tensor, indices: Tensor, rows: int, cols: int, stream: int) -> Tensor:
@@ -168,6 +179,73 @@ def test_int8_layers_multiply_sparse(input_scale: float, emulator: Emulator, str
     found = cuda_scaled.int8_linear(*given, stream)
     assert relative_error(found, torch.ops.sparse24.int8_linear(*given)) <= 1e-5
     assert emulator.launches() == 1
+
+
+@pytest.mark.parametrize("input_scale", [0.0, 0.05])
+@pytest.mark.parametrize("images", [3, 40])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(32, 64, (3, 2), (2, 1), (1, 0), 2), (16, 32, (1, 1), (1, 1), (0, 0), 1)])
+@pytest.mark.usefixtures("patches_gain")
+def test_int8_convolutions_multiply_sparse(
+    shape: tuple[Any, ...], channels_last: bool, images: int, input_scale: float, emulator: Emulator
+) -> None:
+    stream = EmulatedStream()
+    channels, out_channels, kernel, stride, padding, groups = shape
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(images, channels, 5, 4, generator=generator).contiguous(memory_format=layout)
+    weight = eight_bit(out_channels, channels // groups, *kernel, dtype=FLOAT, seed=5)
+    masks.prune_(weight)
+    operands = compressed(ops.conv_weight_to_matrix(weight.to(torch.int8)))
+    given = (
+        x,
+        *operands,
+        torch.rand(out_channels) + 0.5,
+        torch.tensor(input_scale),
+        torch.randn(out_channels),
+    )
+    window = Window(kernel, stride, padding, (1, 1), groups)
+    found = cuda_ops.KERNELS["int8_conv2d"](*given, *window, "gelu", stream=stream)
+    assert relative_error(found, torch.ops.sparse24.int8_conv2d(*given, *window, "gelu")) <= 1e-5
+    assert found.dtype is FLOAT
+    assert found.is_contiguous(memory_format=layout)
+    assert emulator.launches() >= groups
+
+
+def test_int8_convolutions_of_weights_alone_and_of_nothing(stream: EmulatedStream) -> None:
+    weight = eight_bit(8, 8, 3, 3, dtype=FLOAT)
+    masks.prune_(weight)
+    operands = compressed(ops.conv_weight_to_matrix(weight.to(torch.int8)))
+    window = Window((3, 3), (1, 1), (0, 0), (1, 1), 1)
+    for x, input_scale in ((randn(2, 8, 5, 5, dtype=FLOAT), None), (randn(0, 8, 5, 5), torch.zeros(()))):
+        given = (x, *operands, torch.rand(8) + 0.5, input_scale, None)
+        found = cuda_scaled.int8_conv2d(*given, window, "none", stream)
+        expected = torch.ops.sparse24.int8_conv2d(*given, *window, "none")
+        assert found.shape == expected.shape
+        assert found.numel() == 0 or relative_error(found, expected) <= 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, FP8[0]], ids=str)
+@pytest.mark.parametrize("given", [None, 0.0, 0.02])
+def test_rows_are_quantized_as_the_kernel_does(dtype: torch.dtype, given: float | None) -> None:
+    """What torch does where the kernel is not: the same definition, in float64."""
+    x = randn(7, 33, dtype=FLOAT)
+    x[1], x[2, 3], x[3, 4], x[4] = 0, float("nan"), float("inf"), 1e-40
+    scale_of_all = None if given is None else torch.tensor(given)
+    out, scale = device_kernels.quantize_per_token(x, 0, dtype, scale_of_all)
+    largest = 127 if dtype is torch.int8 else 448
+    assert out.dtype is dtype
+    for row in range(7):
+        if row in (2, 3):
+            assert scale[row].isnan()
+            assert not out[row].float().any()
+            continue
+        want = given or (1.0 if row in (1, 4) else float(x[row].abs().max().double() / largest))
+        assert abs(float(scale[row]) / want - 1) <= 2**-23
+        wide = (x[row].double() / want).clamp(-largest, largest)
+        step = 0.5 if dtype is torch.int8 else 2.0**-4 * wide.abs().clamp(min=2**-6)
+        zeros = row in (1, 4) and not given
+        assert ((out[row].double() - (wide * 0 if zeros else wide)).abs() <= step * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

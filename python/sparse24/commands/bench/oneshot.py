@@ -39,7 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "channels permuted, sparsegpt, refit": {"reconstruct": None, "permute": True},
     "magnitude, refit, blocks trained": {"method": "magnitude"},
-    "with patience (600 steps a block)": {"steps": 600},
+    "defaults, then the whole network": {"reconstruct": "network"},
+    "with patience (1200 steps a block)": {"steps": 1200},
 }  # fmt: skip
 #: Rows of SparseGPT's loop, refit and ADMM.
 SHAPES = ((1024, 1024), (4096, 1024))

@@ -25,7 +25,7 @@ class Options:
 
     method: str = "sparsegpt"
     refit: int = 10
-    steps: int = 200  #: 0: blocks are not trained
+    steps: int = 400  #: 0: blocks are not trained
     samples: int = 256
     length: int = 0  #: tokens of a sample; 0: 512, or the model's most
     batch: int = 8

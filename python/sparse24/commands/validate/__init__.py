@@ -32,14 +32,15 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("doctor", "versions, driver, devices, and the CPU's self-test", 60),
-    Part("kernels", "the CUDA kernels against torch, bit for bit, and few tokens against float64", 60),
-    Part("products", "every dtype, layout and epilogue against float64", 90),
+    Part("doctor", "versions, driver, devices, and the CPU's self-test", 50),
+    Part("kernels", "the CUDA kernels against torch, bit for bit, and few tokens against float64", 50),
+    Part("products", "every dtype, layout and epilogue against float64", 75),
     Part("contract", "what the documents of cuSPARSELt leave open", 60),
-    Part("execution", "CUDA graphs, threads, streams, torch.compile and torch.export", 90),
+    Part("layers", "what a call costs its host, ragged tokens, 8-bit storage, tuning, settings of torch", 75),
+    Part("execution", "CUDA graphs, threads, streams, torch.compile and torch.export", 80),
     Part("search", "every algorithm compared with the default one, and timed", 60),
-    Part("speed", "products against torch's dense and semi-structured ones", 90),
-    Part("networks", "BERT-Large and ResNeXt-101, dense and sparse", 90),
+    Part("speed", "products against torch's dense and semi-structured ones", 75),
+    Part("networks", "BERT-Large and ResNeXt-101, dense and sparse", 75),
 )
 
 

@@ -30,6 +30,8 @@ def run(ground: Ground) -> None:
         _operands_apart, _devices, _refused_in_a_capture,
     )  # fmt: skip
     for check in checks:
+        if ground.quick and check in (_compile, _reduced_overhead):
+            continue  # a compilation takes longer than this part has then
         with ground.attempt(check.__name__.strip("_")):
             check(ground)
 

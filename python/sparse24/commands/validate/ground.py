@@ -17,6 +17,9 @@ from ...ops.cuda import cusparselt
 from ...ops.cuda import operators as cuda_ops
 from ...ops.cuda.cusparselt import GPU, HostStream, Stream
 
+#: Operators that layers call.
+PRODUCTS = ("linear", "conv2d", "int8_linear", "int8_conv2d", "float8_linear")
+
 
 class OnEmulator(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sends the products of layers on the CPU to the emulator, which takes host memory for a GPU's."""
@@ -24,7 +27,7 @@ class OnEmulator(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func.namespace == "sparse24" and func._opname in ("linear", "conv2d"):
+        if func.namespace == "sparse24" and func._opname in PRODUCTS:
             return cuda_ops.KERNELS[func._opname](*args, **(kwargs or {}), stream=HostStream())
         return func(*args, **(kwargs or {}))
 

@@ -126,11 +126,18 @@ def _format(ground: Ground, dtype: torch.dtype) -> None:
 
 def _quantize(ground: Ground, dtype: torch.dtype) -> None:
     x = _special(ground, 77, 1000, dtype)
-    found = torch.ops.sparse24.quantize_per_token(x)
-    expected = torch.ops.sparse24.quantize_per_token(x.cpu())
-    apart = int((found[0].cpu().int() - expected[0].int()).abs().max())
-    scales = torch.allclose(found[1].cpu(), expected[1], rtol=1e-6, atol=0, equal_nan=True)
-    ground.check(name_of("quantize_per_token", dtype), apart <= 1 and scales, apart=apart)
+    for out in device_kernels.LARGEST:
+        for given in (None, 0.0, 0.02):
+            scale = None if given is None else torch.tensor(given, device=ground.device)
+            found = device_kernels.quantize_per_token(x, ground.stream.handle, out, scale)
+            on_cpu = None if scale is None else scale.cpu()
+            expected = device_kernels.quantize_per_token(x.cpu(), 0, out, on_cpu)
+            wide, wanted = found[0].cpu().float(), expected[0].float()
+            step = 1.0 if out is torch.int8 else 2.0**-3 * wanted.abs().clamp(min=2.0**-6)  # to the next code
+            apart = float(((wide - wanted).abs() / step).max())
+            scales = torch.allclose(found[1].cpu(), expected[1], rtol=1e-6, atol=0, equal_nan=True)
+            name = name_of("quantize_per_token", dtype, out, "" if given is None else f"by {given}")
+            ground.check(name, apart <= 1 and scales, apart=apart)
 
 
 def _im2col(ground: Ground, dtype: torch.dtype, image: tuple[int, ...]) -> None:

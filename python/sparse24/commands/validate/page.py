@@ -69,11 +69,17 @@ def _failures(report: dict[str, Any]) -> Iterator[str]:
             yield f"<pre>{_text(part['log'])}</pre>"
 
 
+def _label(check: dict[str, Any]) -> str:
+    """What stands before a bar: the check, and what was expected where there are figures of others."""
+    expected = check.get("published")
+    return str(check["name"]) + ("" if expected is None else f" (published {float(expected):.2f})")
+
+
 def _plots(report: dict[str, Any]) -> Iterator[str]:
     """A bar a check that has a ratio: past the line sparse is faster."""
     for name, part in report["parts"].items():
         ratios = [
-            (str(check["name"]), float(check[key]))
+            (_label(check), float(check[key]))
             for check in part.get("checks", [])
             for key in ("x dense", "ratio")
             if isinstance(check.get(key), int | float)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.cuda import device_kernels, route
+from ...ops.cuda import device_kernels, published, route
 from ...ops.cuda.cusparselt import Algorithm
 from ...ops.cuda.launch import forget_plans
 from ..doctor import relative_error
@@ -69,6 +69,9 @@ def _one(ground: Ground, call: route.Call) -> None:
     facts |= {f"{name} us": time for name, time in times.items()}
     best = min(time for name, time in times.items() if name in ("sparse", "few tokens"))
     facts["x dense"] = times["dense"] / best
+    facts["published"] = published.gain(
+        ground.gpu.sm, call.dtype, call.n, call.m, call.k
+    )  # what routes expect
     ground.check(name_of(call.dtype, (call.m, call.n, call.k)), error <= 2 * TOLERANCE[call.dtype], **facts)
 
 

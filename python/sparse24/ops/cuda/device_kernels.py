@@ -123,30 +123,43 @@ def im2col(
     return matrix.view(x.dtype)
 
 
-def quantize_per_token(x: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-    """int8 [n, k] and float32 scale [n] = absmax / 127 of the rows of ``x``, rounding half to even.
+#: The largest number of the dtypes that activations are quantized to.
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
-    A row whose absmax is below 127 * 2^-126 counts as zeros, with scale 1; one that holds NaN or Inf gives
-    zeros and scale NaN, so that its product is NaN.
+
+def quantize_per_token(
+    x: Tensor, stream: int, dtype: torch.dtype = torch.int8, given: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[n, k] in ``dtype`` and float32 scale [n] = absmax / largest of the rows of ``x``, to nearest even.
+
+    A row whose absmax is below largest * 2^-126 counts as zeros, with scale 1; one that holds NaN or Inf
+    gives zeros and scale NaN, so that its product is NaN.
+
+    Args:
+        dtype: int8, whose largest is 127, or float8_e4m3fn: 448.
+        given: float32 []: the scale of all rows where it is not 0; what is beyond the largest saturates.
     """
     n, k = x.shape
     if usable(x):
-        out = torch.empty(n, k, dtype=torch.int8, device=x.device)
+        out = torch.empty(n, k, dtype=dtype, device=x.device)
         scale = torch.empty(n, dtype=torch.float32, device=x.device)
         _CUDA.quantize_per_token(
-            x.data_ptr(), DTYPES[x.dtype], n, k, x.stride(0), out.data_ptr(), k, scale.data_ptr(), stream
-        )
+            x.data_ptr(), DTYPES[x.dtype], n, k, x.stride(0), out.data_ptr(), DTYPES[dtype], k,
+            0 if given is None else given.data_ptr(), scale.data_ptr(), stream,
+        )  # fmt: skip
         return out, scale
-    rows = x.float()
+    rows, largest = x.float(), LARGEST[dtype]
     absmax = rows.abs().amax(1) if k else rows.new_zeros(n)
+    given = rows.new_zeros(()) if given is None else given
     finite = absmax.isfinite()
-    tiny = absmax < 127 * torch.finfo(torch.float32).tiny
-    zeros = (tiny | ~finite).unsqueeze(1)
+    tiny = (absmax < largest * torch.finfo(torch.float32).tiny) & (given == 0)
     # As a division of tensors: 127 / absmax would be a reciprocal, times 127, which is rounded twice.
-    scaled = rows * (torch.full_like(absmax, 127) / absmax).unsqueeze(1)
-    out = scaled.masked_fill(zeros, 0).round().to(torch.int8)
-    scale = (absmax / 127).masked_fill(tiny, 1).masked_fill(~finite, float("nan"))
-    return out, scale
+    inverse = torch.where(given == 0, torch.full_like(absmax, largest) / absmax, 1 / given)
+    scale = torch.where(given == 0, absmax / largest, given)
+    scaled = (rows * inverse.unsqueeze(1)).masked_fill((tiny | ~finite).unsqueeze(1), 0)
+    scaled = scaled.clamp(-largest, largest)
+    out = (scaled.round() if dtype is torch.int8 else scaled).to(dtype)
+    return out, scale.masked_fill(tiny, 1).masked_fill(~finite, float("nan"))
 
 
 #: Tokens that :func:`few_tokens` takes at most.
@@ -184,6 +197,11 @@ def few_tokens(
         0 if bias is None else bias.data_ptr(), ACTIVATION_CODES[activation], y.data_ptr(), stream,
     )  # fmt: skip
     return y
+
+
+def few_tokens_function() -> int:
+    """The address of the kernel's launch, for ``_C.Launches``; 0: it is not built."""
+    return _CUDA.few_tokens_function if BUILT else 0
 
 
 def epilogue(

@@ -171,6 +171,31 @@ def room_for(call: route.Call, chosen: route.Route) -> int:
     return max(call.n, launched_tokens(call, chosen)[0])
 
 
+class Part(NamedTuple):
+    """One launch of those that :func:`multiply` makes without a copy."""
+
+    first: int  #: token
+    plan: blobs.Plan
+    blob: blobs.Blob
+
+
+def parts_of(launch: Launch) -> list[Part]:
+    """The launches for all tokens of a call that lie as the library reads them; empty: there is more to do.
+
+    More is to do where tokens are padded, or an activation follows in torch.
+    """
+    chosen, call, n = launch.route, launch.call, launch.call.n
+    counts = launched_tokens(call, chosen)
+    whole = (chosen.m, chosen.k, chosen.epilogue) == (call.m, call.k, "none") and counts[0] <= n
+    if not whole or launch.epilogue.scale is not None:
+        return []
+    firsts = [0, *(n - count for count in counts[1:])]
+    return [
+        Part(first, *launch.prepare(count, chosen.k, chosen.m))
+        for first, count in zip(firsts, counts, strict=True)
+    ]
+
+
 def multiply(launch: Launch, x: Tensor, y: Tensor) -> None:
     """y [:n] = x W^T for x [n, k] of any n; y [>= room_for, m] may be overwritten beyond n."""
     n = x.shape[0]

@@ -16,6 +16,8 @@ from .. import mask, scaled
 from ..layout import check_compressed, check_compressible
 from ..registry import check_devices, library
 from . import device_kernels
+from . import float8 as cuda_float8
+from . import int8_chain as cuda_chain
 from . import products as cuda
 from . import scaled as cuda_scaled
 from .cusparselt import Stream
@@ -85,6 +87,44 @@ def _int8_linear(
     return cuda_scaled.int8_linear(
         input, values, indices, weight_scale, input_scale, bias, activation, stream
     )  # fmt: skip
+
+
+def _float8_linear(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, bias: Tensor | None = None,
+    activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    return cuda_float8.float8_linear(input, values, indices, weight_scale, bias, activation, stream)
+
+
+def _int8_conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
+    bias: Tensor | None, kernel_size: Sequence[int], stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
+    activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    window = Window(kernel_size, stride, padding, dilation, groups)
+    weight = (values, indices, weight_scale, input_scale)
+    return cuda_scaled.int8_conv2d(input, *weight, bias, window, activation, stream)
+
+
+def _int8_linear_chained(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor,
+    bias: Tensor | None, activation: str, output_scale: Tensor | None, dtype: torch.dtype, *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    weight = (values, indices, weight_scale, input_scale)
+    return cuda_chain.int8_linear_chained(input, *weight, bias, activation, output_scale, dtype, stream)
+
+
+def _int8_conv2d_chained(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor,
+    bias: Tensor | None, window: Sequence[int], activation: str, output_scale: Tensor | None,
+    dtype: torch.dtype, *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    given = Window(window[0:2], window[2:4], window[4:6], window[6:8], window[8])
+    weight = (values, indices, weight_scale, input_scale)
+    return cuda_chain.int8_conv2d_chained(
+        input, *weight, bias, given, activation, output_scale, dtype, stream
+    )
 
 
 def _quantize_per_token(input: Tensor, *, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -159,6 +199,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "scaled_linear": _scaled_linear,
     "scaled_conv2d": _scaled_conv2d,
     "int8_linear": _int8_linear,
+    "float8_linear": _float8_linear,
+    "int8_linear_chained": _int8_linear_chained,
+    "int8_conv2d_chained": _int8_conv2d_chained,
+    "int8_conv2d": _int8_conv2d,
     "quantize_per_token": _quantize_per_token,
     "nm_mask": _nm_mask,
     "prune_": _prune_,

@@ -34,6 +34,7 @@ from .launch import (
     vector,
 )
 from .patches import Window, parts_of, rows_of
+from .repeats import Done, epoch
 from .ways import route_of
 from .weights import Canonical, Weight, as_input
 
@@ -69,6 +70,9 @@ def linear_sparse(
         y = torch.empty(room_for(call, chosen), chosen.m, dtype=out_dtype, device=input.device)
         multiply(launch, x, y)
         y = y[: call.n]
+        if input.is_contiguous() and x.data_ptr() == input.data_ptr():
+            has_bias = epilogue.bias is not None
+            weight.note(Done(input, stream, m, call.activation, has_bias, chosen.epoch, launch))
     output = y[..., :m].contiguous().view(*input.shape[:-1], m)
     return activate(output, chosen.epilogue)
 
@@ -90,24 +94,26 @@ def linear_by(input: Tensor, weight: Weight, bias: Tensor | None, activation: st
     if why_unavailable(stream.device) or k == 0:
         takes = k > 0 and device_kernels.takes_few(n, input.dtype, weight.like[0].dtype)
         if takes and device_kernels.usable(input):
-            return _linear_few(input, weight, bias, activation, stream)
+            return _linear_few(input, weight, bias, activation, stream, epoch())
         return linear_torch(input, *weight.read(stream), bias, activation)
     epilogue = Epilogue(bias, None, activation)
     call = call_of(input, m, n, k, input.dtype, epilogue)
     chosen = route_of(call, weight, ready(stream.device))
     if chosen.few:
-        return _linear_few(input, weight, bias, activation, stream)
+        return _linear_few(input, weight, bias, activation, stream, chosen.epoch)
     if not chosen.sparse:
         return activate(F.linear(input, weight.dense(stream)[:, :k], bias), activation)
     return linear_sparse(input, weight, epilogue, input.dtype, chosen, call, stream)
 
 
 def _linear_few(
-    input: Tensor, weight: Weight, bias: Tensor | None, activation: str, stream: Stream
+    input: Tensor, weight: Weight, bias: Tensor | None, activation: str, stream: Stream, epoch: int
 ) -> Tensor:
     values, indices = weight.read(stream)
     x = input.reshape(-1, input.shape[-1])
     y = device_kernels.few_tokens(x, values.detach(), indices, None, bias, activation, stream.handle)
+    if input.is_contiguous():
+        weight.note(Done(input, stream, y.shape[1], activation, bias is not None, epoch, None))
     return y.view(*input.shape[:-1], y.shape[1])
 
 
@@ -181,6 +187,9 @@ def conv2d_sparse(
         for first, part, lines in parts_of(x, window, out_size, chosen.k):
             matrix = rows_of(part, group, window, (lines, out_size), chosen.k, stream)
             multiply(launch, matrix, y[first:, group * chosen.m : (group + 1) * chosen.m])
+    if window.is_pointwise and window.groups == 1 and channels_last:
+        has_bias = epilogue.bias is not None
+        weight.note(Done(input, stream, m, call.activation, has_bias, chosen.epoch, launch))
     wanted = y[:tokens, : window.groups * m].contiguous()
     output = wanted.view(batch, *out_size, window.groups * m).permute(0, 3, 1, 2)
     if not channels_last:

@@ -71,6 +71,7 @@ class Route(NamedTuple):
     algorithm: Algorithm
     notes: tuple[str, ...]  #: what a sparse call does besides the product
     few: bool = False  #: by the kernel for few tokens, on the canonical form
+    epoch: int = 0  #: of the figures that it was chosen by: grows with :func:`forget`
 
 
 def fused_activation(call: Call, gpu: GPU) -> str:
@@ -259,6 +260,7 @@ def why_illegal(call: Call, gpu: GPU) -> str:
 @functools.lru_cache(maxsize=4096)
 def choose(call: Call, gpu: GPU, dense_kept: bool) -> Route:
     """The route of a call. Cached: :func:`forget` after the measured figures change."""
+    epoch = _C.launches_epoch()
     m, k, n_multiple = legal_sizes(call)
     fused = fused_activation(call, gpu)
     algorithm = algorithm_of(call, gpu)
@@ -286,9 +288,12 @@ def choose(call: Call, gpu: GPU, dense_kept: bool) -> Route:
         notes.append(f"{_no_figures(call, gpu)}: sparse24.tune(model) takes some")
     notes += [_note_of(key) for key in refused if key[:5] == _weight_key(call, gpu)]
     epilogue = "none" if fused == call.activation else call.activation
-    return Route(not reason, reason, m, k, n_multiple, epilogue, algorithm, tuple(notes), bool(why_few))
+    return Route(
+        not reason, reason, m, k, n_multiple, epilogue, algorithm, tuple(notes), bool(why_few), epoch
+    )
 
 
 def forget() -> None:
     """Choose again: the measured figures have changed."""
+    _C.forget_launches()
     choose.cache_clear()

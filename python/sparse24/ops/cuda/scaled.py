@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..conv2d import conv_out_size, is_channels_last
-from ..int8 import check_int8_linear, int8_linear_torch, quantize_input
+from ..int8 import (
+    check_int8_conv2d,
+    check_int8_linear,
+    int8_conv2d_torch,
+    int8_linear_torch,
+    quantize_input,
+)
 from ..registry import round_up
 from ..scaled import (
     check_scaled_conv2d,
@@ -54,7 +60,7 @@ def _split(call: route.Call, scale: Tensor | None, bias: Tensor | None, on: GPU)
     return _Split(Epilogue(), torch.float32, scale, bias, activation)
 
 
-def _finish(
+def finish_product(
     product: Tensor, token_scale: Tensor | None, scale: Tensor | None, bias: Tensor | None, activation: str,
     out_dtype: torch.dtype, stream: Stream,
 ) -> Tensor:  # fmt: skip
@@ -96,7 +102,7 @@ def _dense_linear(
     weight = device_kernels.expand(values.contiguous(), indices.contiguous(), m, columns, stream.handle)[
         :, : input.shape[-1]
     ]
-    return _finish(_dense_product(input, weight), None, scale, bias, activation, out_dtype, stream)
+    return finish_product(_dense_product(input, weight), None, scale, bias, activation, out_dtype, stream)
 
 
 def _dense_conv2d(
@@ -115,7 +121,7 @@ def _dense_conv2d(
         rows = rows_of(x, group, window, ((0, out_size[0]), out_size), columns, stream)
         products.append(_dense_product(rows, weight[group * m : (group + 1) * m]))
     pixels = torch.cat(products, 1).view(x.shape[0], *out_size, values.shape[0])
-    output = _finish(pixels, None, scale, bias, activation, out_dtype, stream).permute(0, 3, 1, 2)
+    output = finish_product(pixels, None, scale, bias, activation, out_dtype, stream).permute(0, 3, 1, 2)
     layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     return output.contiguous(memory_format=layout)
 
@@ -129,15 +135,54 @@ def int8_linear(
     n, k = input.shape[:-1].numel(), input.shape[-1]
     few = input_scale is None and n * k > 0 and device_kernels.takes_few(n, input.dtype, values.dtype)
     if input_scale is not None and n * k > 0:
-        quantized, scale = quantize_input(input, input_scale, [-1])
-        sums = scaled_linear(quantized, values, indices, None, None, torch.int32, "none", stream)
+        rows = input.reshape(n, k)
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        quantized, scale = device_kernels.quantize_per_token(rows, stream.handle, given=input_scale)
+        sums = scaled_linear(
+            quantized.view(input.shape), values, indices, None, None, torch.int32, "none", stream
+        )
         wide = None if bias is None else bias.float()
-        return _finish(sums, scale.flatten(), weight_scale, wide, activation, input.dtype, stream)
+        return finish_product(sums, scale, weight_scale, wide, activation, input.dtype, stream)
     if not few or not device_kernels.usable(input):
         return int8_linear_torch(input, values, indices, weight_scale, input_scale, bias, activation)
     x = input.reshape(-1, k)
     y = device_kernels.few_tokens(x, values, indices, weight_scale, bias, activation, stream.handle)
     return y.view(*input.shape[:-1], y.shape[1])
+
+
+#: Images from which on the kernel quantizes them, a block of threads an image; torch has all read one.
+_MANY_IMAGES = 32
+
+
+def _quantize_images(input: Tensor, input_scale: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+    """int8 like ``input`` [N, C, H, W], lying as it lies, and float32 scales [N]."""
+    if input.shape[0] < _MANY_IMAGES:
+        quantized, scale = quantize_input(input, input_scale, [1, 2, 3])
+        return quantized, scale.flatten()
+    x = input.permute(0, 2, 3, 1).contiguous() if is_channels_last(input) else input.contiguous()
+    rows = x.view(x.shape[0], -1)
+    quantized, scale = device_kernels.quantize_per_token(rows, stream.handle, given=input_scale)
+    quantized = quantized.view(x.shape)
+    return quantized.permute(0, 3, 1, 2) if is_channels_last(input) else quantized, scale
+
+
+def int8_conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
+    bias: Tensor | None, window: Window, activation: str, stream: Stream,
+) -> Tensor:  # fmt: skip
+    """``torch.ops.sparse24.int8_conv2d`` on ``stream``: int8 by int8 sparse, the rest in one pass."""
+    operands = (input, values, indices, weight_scale, input_scale, bias)
+    check_int8_conv2d(*operands, *window, activation)
+    if input_scale is None or input.numel() == 0:
+        return int8_conv2d_torch(*operands, *window, activation)
+    quantized, scale = _quantize_images(input, input_scale, stream)
+    sums = scaled_conv2d(quantized, values, indices, None, None, torch.int32, window, "none", stream)
+    pixels = sums.permute(0, 2, 3, 1)
+    of_tokens = scale.repeat_interleave(pixels.shape[1] * pixels.shape[2])
+    wide = None if bias is None else bias.float()
+    output = finish_product(pixels, of_tokens, weight_scale, wide, activation, input.dtype, stream)
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return output.permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
 def scaled_linear(
@@ -159,7 +204,7 @@ def scaled_linear(
     if not chosen.sparse:
         return _dense_linear(*operands, stream)
     product = linear_sparse(input, weight, parts.fused, parts.product_dtype, chosen, call, stream)
-    return _finish(product, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
+    return finish_product(product, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
 
 
 def scaled_conv2d(
@@ -185,6 +230,6 @@ def scaled_conv2d(
         return _dense_conv2d(*operands, stream)
     product = conv2d_sparse(input, weight, window, parts.fused, parts.product_dtype, chosen, call, stream)
     pixels = product.permute(0, 2, 3, 1)
-    rest = _finish(pixels, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
+    rest = finish_product(pixels, None, parts.scale, parts.bias, parts.activation, out_dtype, stream)
     layout = torch.channels_last if is_channels_last(product) else torch.contiguous_format
     return rest.permute(0, 3, 1, 2).contiguous(memory_format=layout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from . import device_kernels
 from .blobs import Derived, Operands
 from .cusparselt import Stream
+
+if TYPE_CHECKING:
+    from .repeats import Done
 
 
 class Weight(ABC):
@@ -41,6 +44,9 @@ class Weight(ABC):
     @abstractmethod
     def read(self, stream: Stream) -> Operands:
         """The canonical form on the device, for a product on ``stream`` that reads it: it stays there."""
+
+    def note(self, done: Done) -> None:  # noqa: B027  most have nobody to tell
+        """A product has run, on an input as it lies; it may be repeated so."""
 
     def dense(self, stream: Stream) -> Tensor:
         """The dense weight [m, K]: the copy if one is kept, else expanded for this call."""
