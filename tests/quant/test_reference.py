@@ -38,6 +38,18 @@ def test_a_reference_computes_the_same(name: str, activations: str | None) -> No
             ).abs().max() < 2e-3 * wanted.abs().max()  # a rounding that falls otherwise
 
 
+def test_a_reference_of_float8_layers_computes_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16))
+    sparse24.Sparsifier(model, select=["*"]).prune()
+    sparse24.to_sparse(model, when="always")
+    model[0].to_float8()  # type: ignore[operator]
+    x = torch.randn(9, 32)
+    x[3] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(reference(model)(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_layers_are_left_alone_in_the_model_itself() -> None:
     model, batches = NETWORKS["images"]()
     quantize(model, batches, when="always")

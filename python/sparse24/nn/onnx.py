@@ -39,9 +39,10 @@ def weight(layer: CompressedModule) -> Tensor:
     if int8.is_narrow(layer):
         scale, input_scale = int8.scales_of(layer)
         if input_scale is not None or int8.is_float8(layer):
+            kind = "float8" if int8.is_float8(layer) else "int8"
             raise ValueError(
-                f"this {type(layer).__name__} takes {layer._stored()} activations, which are not exported: "
-                "export the network that sparse24.quant.reference makes, or call sparse24.to_dense(model)"
+                f"this {type(layer).__name__} takes {kind} activations, which are not exported: export the "
+                "network that sparse24.quant.reference makes, or call sparse24.to_dense(model)"
             )
         values = values.to(layer._float_dtype) * scale.unsqueeze(1).to(layer._float_dtype)  # type: ignore[assignment]
     rows, kept = values.shape

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..nn import SparseConv2d, SparseLinear
-from ..nn.int8 import scales_of
+from ..nn.int8 import is_float8, scales_of
 from ..nn.swap import carry_over, places_of, put
 from .observers import LEVELS
+
+_FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
 class _Reference(nn.Module):
@@ -34,7 +36,7 @@ class _Reference(nn.Module):
         super().__init__()
         matrix = torch.ops.sparse24.decompress(layer.values.detach(), layer.indices)
         weight = layer._form.to_weight(matrix).contiguous()
-        self.is_int8 = layer.is_int8
+        self.is_int8, self.is_float8 = layer.is_int8, is_float8(layer)
         self.input_scale: float | None = None
         if self.is_int8:
             weight_scale, input_scale = scales_of(layer)
@@ -43,6 +45,9 @@ class _Reference(nn.Module):
             zeros = torch.zeros(len(weight_scale), dtype=torch.int64, device=weight_scale.device)
             self.register_buffer("zeros", zeros)
             self.input_scale = None if input_scale is None else float(input_scale)
+        elif self.is_float8:
+            scale = layer.get_buffer("weight_scale").detach().view(-1, *[1] * (weight.dim() - 1))
+            self.register_buffer("dense", weight.float() * scale)
         else:
             self.register_buffer("dense", weight)
         self.register_parameter("bias", layer.bias)
@@ -50,7 +55,7 @@ class _Reference(nn.Module):
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
         if not self.is_int8:
-            return self.dense
+            return self.dense.to(dtype) if self.is_float8 else self.dense
         known: Any = torch.ops.quantized_decomposed
         weight: Tensor = known.dequantize_per_channel(
             self.quantized, self.scale, self.zeros, 0, -LEVELS, LEVELS, torch.int8
@@ -58,6 +63,10 @@ class _Reference(nn.Module):
         return weight.to(dtype)
 
     def _input(self, x: Tensor, dims: list[int]) -> Tensor:
+        if self.is_float8:
+            scale = x.float().abs().amax(dims, keepdim=True) / _FLOAT8_MAX
+            scale = torch.where(scale > 0, scale, 1.0)
+            return ((x.float() / scale).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
         if self.input_scale is None:
             return x
         if self.input_scale == 0:  # a scale for every token or image, which ONNX has no operator for
