@@ -5,6 +5,7 @@ On the emulator. Passing here is not validation on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from emulated import FLOAT, EmulatedStream, Emulator, randn
 from reference import relative_error
 from sparse24 import SparseConv2d, SparseLinear, masks
-from sparse24.choose.gpu import TuningRun, describe_route
-from sparse24.choose.prepare import prepare_layer
+from sparse24.choose.gpu import TuningRun, describe_route, explain
+from sparse24.choose.prepare import prepare, prepare_layer
 from sparse24.ops.cuda import cusparselt, launch, route
 from sparse24.ops.cuda import operators as cuda_ops
 
@@ -32,8 +33,10 @@ def linear(way: str) -> SparseLinear:
 def run(layer: SparseLinear | SparseConv2d, x: Tensor, stream: EmulatedStream) -> Tensor:
     """As the dispatcher does on a GPU."""
     weight = (layer.values, layer.indices, layer.weight_scale)
-    if layer.values.dtype is torch.float8_e4m3fn:
-        found = cuda_ops.KERNELS["float8_linear"](x, *weight, layer.bias, layer.activation, stream=stream)
+    if layer.is_float8:
+        kind, window = ("conv2d", layer._geometry()) if isinstance(layer, SparseConv2d) else ("linear", ())
+        kernel = cuda_ops.KERNELS[f"float8_{kind}"]
+        found = kernel(x, *weight, layer.bias, *window, layer.activation, stream=stream)
     elif isinstance(layer, SparseLinear):
         scale = layer._buffers.get("input_scale")
         found = cuda_ops.KERNELS["int8_linear"](
@@ -72,16 +75,20 @@ def test_what_is_prepared_is_what_the_call_wants(
     assert ada.launches() == 1
 
 
-@pytest.mark.usefixtures("patches_gain")
-def test_a_convolution_is_prepared(
-    emulator: Emulator, stream: EmulatedStream, compressions: list[Any]
-) -> None:
+def convolution(way: str) -> SparseConv2d:
     dense = nn.Conv2d(32, 64, 3, padding=1, groups=2)
     masks.prune_(dense.weight.data)
-    layer = SparseConv2d.from_dense(dense).to_int8("dynamic")
+    layer = SparseConv2d.from_dense(dense)
+    return layer.to_float8() if way == "float8" else layer.to_int8(way)
+
+
+@pytest.mark.parametrize("way", ["dynamic", "float8"])
+@pytest.mark.usefixtures("patches_gain", "ada")
+def test_a_convolution_is_prepared(way: str, stream: EmulatedStream, compressions: list[Any]) -> None:
+    layer = convolution(way)
     x = randn(2, 32, 6, 6, dtype=FLOAT)
     row = prepare_layer("conv", layer, (72,), stream)
-    assert row.sparse == (72,)
+    assert (row.sparse, row.remark) == ((72,), "")
     assert compressions == [(0, 32), (32, 32)]
     assert relative_error(run(layer, x, stream), layer(x)) <= 1e-4
     assert len(compressions) == 2
@@ -115,8 +122,32 @@ def test_explain_and_tune_speak_of_that_product(way: str, ada: Emulator, stream:
     assert relative_error(run(layer, x, stream), layer(x)) <= 1e-2
 
 
+@pytest.mark.usefixtures("patches_gain", "ada")
+def test_explain_and_tune_speak_of_a_float8_convolution(stream: EmulatedStream) -> None:
+    layer, on, shape = convolution("float8"), cusparselt.gpu(0), (2, 32, 6, 6)
+    assert describe_route(layer, shape, on, True).startswith("sparse: cuSPARSELt")
+    (row,) = TuningRun(stream, launches=1, by_library=False, again=False).run([layer], (72,), 60.0, str)
+    assert (row.remark, row.wrong, row.dtype) == ("", 0, torch.float8_e4m3fn)
+    assert row.trials > 0
+    x = randn(*shape, dtype=FLOAT)
+    assert relative_error(run(layer, x, stream), layer(x)) <= 1e-4
+
+
 def test_a_gpu_without_float8_says_so(emulator: Emulator, stream: EmulatedStream) -> None:
-    layer = linear("float8")
-    assert "sm_89" in describe_route(layer, (MANY, K), cusparselt.gpu(0), True)
-    row = prepare_layer("up", layer, (MANY,), stream)
-    assert row.dense == (MANY,)
+    for layer, shape in ((linear("float8"), (MANY, K)), (convolution("float8"), (1, 32, 4, 8))):
+        assert "sm_89" in describe_route(layer, shape, cusparselt.gpu(0), True)
+        row = prepare_layer("up", layer, (MANY,), stream)
+        assert row.dense == (MANY,)
+
+
+@pytest.mark.parametrize("make", [linear, convolution])
+def test_a_cpu_has_no_kernels_for_float8_and_says_so(make: Callable[[str], Any]) -> None:
+    for way, begin, remark in (
+        ("float8", "dense, in float32: there are no CPU kernels for float8", "no sparse kernels"),
+        ("dynamic", "sparse: CPU kernels", "its kernels read the canonical form"),
+    ):
+        layer = make(way)
+        shape = (MANY, K) if isinstance(layer, SparseLinear) else (1, 32, 4, 8)
+        assert explain(layer, shape).startswith(begin)
+        (row,) = prepare(nn.Sequential(layer), MANY)
+        assert remark in row.remark

@@ -68,7 +68,7 @@ def test_layers_are_repeated_and_stored_in_8_bits(ran: tuple[str, dict[str, Any]
     assert list(checks)[1:] == [
         "tokens of every count, and one blob",
         *(f"linear, {way}" for way in ("int8, dynamic", "int8, static", "int8 weights", "float8")),
-        "convolution, int8, dynamic",
+        *(f"convolution, {way}" for way in ("int8, dynamic", "float8")),
     ]
 
 

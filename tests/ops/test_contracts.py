@@ -56,6 +56,12 @@ def float8_arguments(*shape: int) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def float8_conv_arguments(*shape: int) -> tuple[Any, ...]:
+    """As float8_arguments, the weight being that of a 1 x 1 kernel."""
+    *operands, activation = float8_arguments(*shape)
+    return (*operands, (1, 1), (1, 1), (0, 0), (1, 1), 1, activation)
+
+
 def chained_arguments(input: torch.Tensor, *window: Any) -> tuple[Any, ...]:
     """An int8 input with a static scale, a weight [8, 40], and the scale of the output."""
     _, values, indices, scale, _, bias = int8_weight_arguments(1)
@@ -75,6 +81,7 @@ OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "scaled_conv2d": lambda: (*int8_arguments(2, 40, 4, 4), (1, 1)),
     "int8_linear": lambda: (*int8_weight_arguments(3, 40), "gelu"),
     "float8_linear": lambda: float8_arguments(3, 40),
+    "float8_conv2d": lambda: float8_conv_arguments(2, 40, 4, 4),
     "int8_conv2d": lambda: (*int8_weight_arguments(2, 40, 4, 4), (1, 1)),
     "int8_linear_chained": lambda: chained_arguments(torch.ones(3, 40, dtype=torch.int8)),
     "int8_conv2d_chained": lambda: chained_arguments(

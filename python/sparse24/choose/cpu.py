@@ -26,6 +26,8 @@ from .tuning import Tuned, Tuning
 def explain(layer: SparseLinear | SparseConv2d, tokens: int) -> str:
     """How ``layer`` runs ``tokens`` here, and what is known of its dense self."""
     runs = f"sparse: CPU kernels for {cpu_isa()}"
+    if layer.is_float8:
+        runs = "dense, in float32: there are no CPU kernels for float8"
     name = _name(layer)
     known = dict(_tuned(name, kept.load()))
     near = route.bucket(tokens)

@@ -84,7 +84,8 @@ def _prepare_where_it_is(name: str, layer: SparseLinear | SparseConv2d, counts: 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return prepare_layer(name, layer, counts, current_stream(torch.empty(0, device=device)))
-    what = "its kernels read the canonical form" if device.type == "cpu" else "it has no sparse kernels"
+    has_kernels = device.type == "cpu" and not layer.is_float8
+    what = "its kernels read the canonical form" if has_kernels else "it has no sparse kernels"
     return Prepared(name, (), (), None, _dense_bytes(layer), f"on {device.type}: {what}, nothing to prepare")
 
 

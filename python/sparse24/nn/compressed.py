@@ -112,16 +112,38 @@ class CompressedModule(Unscriptable, nn.Module):
                 positive and finite; a weight that is not finite; a layer that is int8 already. Nothing
                 has changed then.
         """
-        number = int8.input_scale_of(activations, input_scale)
+        self._become(torch.int8, int8.input_scale_of(activations, input_scale))
+        return self
+
+    def to_float8(self) -> Self:
+        """Store the weight as float8_e4m3fn, in place, and multiply float8 by float8.
+
+        ``values`` become float8 and a buffer ``weight_scale`` [out], float32, holds every output channel's
+        largest magnitude over 448. The input becomes float8 at every call, with a scale of its own for every
+        token (every image of a convolution). Inputs, bias and outputs keep their dtype, whichever it is.
+        Sparse tensor cores that take float8 begin with sm_89 (Ada, Hopper); elsewhere the same numbers are
+        multiplied in float32, which is slow. A state_dict of the layer is loaded as float8 by a layer that is
+        float8; others widen it.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: a weight that is not finite, or is stored in 8 bits already. Nothing has changed then.
+        """
+        self._become(torch.float8_e4m3fn, None)
+        return self
+
+    def _become(self, dtype: torch.dtype, input_scale: float | None) -> None:
         if int8.is_narrow(self):
             raise ValueError(
                 f"the weight is {self._stored()} already: to_dense() and from_dense() make it floating again"
             )
-        values, scale = int8.quantize_rows(self.values)
+        values, scale = int8.quantize_rows(self.values, dtype)
         float_dtype, device = self.values.dtype, values.device
-        int8.store(self, values, scale, None if number is None else torch.tensor(number, device=device))
+        of_input = None if input_scale is None else torch.tensor(input_scale, device=device)
+        int8.store(self, values, scale, of_input)
         self._float_dtype = float_dtype
-        return self
 
     def _stored(self) -> str:
         return str(self.values.dtype).removeprefix("torch.")
@@ -130,6 +152,11 @@ class CompressedModule(Unscriptable, nn.Module):
     def is_int8(self) -> bool:
         """Whether the weight is stored as int8."""
         return int8.is_int8(self)
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether the weight is stored as float8."""
+        return int8.is_float8(self)
 
     def _dtype(self) -> torch.dtype:
         """Of the dense weight."""

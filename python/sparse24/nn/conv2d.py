@@ -124,7 +124,7 @@ class SparseConv2d(CompressedModule):
     def _product(self, input: Tensor) -> Tensor:
         if onnx.is_exported():
             return onnx.conv2d(self, input)
-        if int8.is_int8(self):
+        if int8.is_narrow(self):
             return int8.conv2d(self, input)
         if input.is_cuda:
             by_own_forms = self._on_device(input)

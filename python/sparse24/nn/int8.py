@@ -4,12 +4,13 @@ Weights are symmetric and rounded to nearest, a scale for every output channel: 
 an ``input_scale`` only the weight is int8. With one, the input becomes int8 too: by that scale, or where it
 is 0 by a scale of every token's own (of every image's, in a convolution).
 
-``values`` may be float8_e4m3fn instead, in a linear layer: then every token's input is float8, too.
+``values`` may be float8_e4m3fn instead: then the input is float8 too, by a scale of every token's (image's).
 A little over 300 lines: what storage is, its products, and files of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -186,6 +187,9 @@ def _float8_linear(layer: SparseLinear, input: Tensor) -> Tensor:
 def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
     """The convolution, with gradients as :func:`linear` has them."""
     values, indices, bias = layer._operands()
+    if values.dtype in FLOAT8:
+        scale = scales_of(layer)[0]
+        return _conv2d_by(ops.float8_conv2d, layer, input, values, indices, scale)
     if is_chained(layer, input):
         weight_scale, input_scale, output_scale = _chained_scales(layer, input)
         dtype = layer._float_dtype if input.dtype == torch.int8 else input.dtype
@@ -193,11 +197,17 @@ def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
         return ops.int8_conv2d_chained(
             input, scaled, bias, layer._window, layer.activation, output_scale, dtype
         )
-    weight = (values, indices, *scales_of(layer))
+    return _conv2d_by(ops.int8_conv2d, layer, input, values, indices, *scales_of(layer))
+
+
+def _conv2d_by(
+    product: Callable[..., Tensor], layer: SparseConv2d, input: Tensor, *weight: Tensor | None
+) -> Tensor:
+    bias = layer.bias
     if not _wants_grad(input, bias):
-        return ops.int8_conv2d(input, *weight, bias, layer.activation, layer._window)
+        return product(input, *weight, bias, layer.activation, layer._window)
     plain = None if bias is None else bias.detach()
-    exact = ops.int8_conv2d(input.detach(), *weight, plain, "none", layer._window)
+    exact = product(input.detach(), *weight, plain, "none", layer._window)
     _, stride, padding, dilation, groups = ops.geometry_of(layer._window)
     smooth = F.conv2d(input, dequantized(layer, input.dtype), bias, stride, padding, dilation, groups)
     output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]

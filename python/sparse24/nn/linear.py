@@ -85,36 +85,6 @@ class SparseLinear(CompressedModule):
     def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
         return linear_by(input, weight, bias, self.activation, stream)
 
-    def to_float8(self) -> SparseLinear:
-        """Store the weight as float8_e4m3fn, in place, and multiply float8 by float8.
-
-        ``values`` become float8 and a buffer ``weight_scale`` [out], float32, holds every output channel's
-        largest magnitude over 448. The input becomes float8 at every call, with a scale for every token.
-        Inputs, bias and outputs keep their dtype, whichever it is. Sparse tensor cores that take float8 begin
-        with sm_89 (Ada, Hopper); elsewhere the same numbers are multiplied in float32, which is slow.
-        A state_dict of the layer is loaded as float8 by a layer that is float8; others widen it.
-
-        Returns:
-            The layer itself.
-
-        Raises:
-            ValueError: a weight that is not finite, or is stored in 8 bits already. Nothing has changed then.
-        """
-        if int8.is_narrow(self):
-            raise ValueError(
-                f"the weight is {self._stored()} already: to_dense() and from_dense() make it floating again"
-            )
-        values, scale = int8.quantize_rows(self.values, torch.float8_e4m3fn)
-        float_dtype = self.values.dtype
-        int8.store(self, values, scale, None)
-        self._float_dtype = float_dtype
-        return self
-
-    @property
-    def is_float8(self) -> bool:
-        """Whether the weight is stored as float8."""
-        return int8.is_float8(self)
-
     @property
     def _form(self) -> LinearForm:
         return LinearForm((self.out_features, self.in_features))

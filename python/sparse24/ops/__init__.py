@@ -10,7 +10,7 @@ from __future__ import annotations
 from .. import _C
 from .conv2d import Window, conv2d, conv2d_torch, geometry_of
 from .cuda import operators as operators  # registers
-from .float8 import float8_linear
+from .float8 import float8_conv2d, float8_linear
 from .int8 import check_scales, dequantized, int8_conv2d, int8_linear
 from .int8_chain import int8_conv2d_chained, int8_linear_chained
 from .layout import conv_matrix_to_weight, conv_weight_to_matrix, first_crowded, kept_columns
@@ -41,6 +41,7 @@ __all__ = [
     "cpu_isa",
     "dequantized",
     "first_crowded",
+    "float8_conv2d",
     "float8_linear",
     "geometry_of",
     "int8_conv2d",

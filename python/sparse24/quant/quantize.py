@@ -193,7 +193,7 @@ def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], li
     for name, layer in every.items():
         if layer.is_int8:
             left.append(row_of(name, layer, done=False, reason="int8 already"))
-        elif isinstance(layer, SparseLinear) and layer.is_float8:
+        elif layer.is_float8:
             left.append(row_of(name, layer, done=False, reason="float8 already"))
         elif any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
             left.append(row_of(name, layer, done=False, reason="kept floating by skip"))

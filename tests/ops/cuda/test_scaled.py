@@ -156,6 +156,31 @@ def test_one_kernel_does_what_follows_a_product(
     assert one.calls == 2
 
 
+@pytest.mark.parametrize(("images", "by_kernel"), [(3, 0), (40, 1)])
+def test_one_kernel_does_what_follows_a_float8_convolution(
+    images: int, by_kernel: int, emulator: Emulator, stream: EmulatedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.set_sm(90)
+    launch.forget()
+    one, quantized = _Epilogue(), []
+
+    def quantize(x: Tensor, stream: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        quantized.append(x.shape)
+        return device_kernels.quantize_in_torch(x, dtype)
+
+    monkeypatch.setattr(device_kernels, "usable", lambda tensor: True)
+    monkeypatch.setattr(device_kernels, "epilogue", one)
+    monkeypatch.setattr(device_kernels, "expand", _expanded)
+    monkeypatch.setattr(device_kernels, "quantize_per_token", quantize)
+    x = torch.randn(images, 64, 4, 4).contiguous(memory_format=torch.channels_last)
+    weight = compressed(eight_bit(32, 64, dtype=FP8[0], sparse=True, seed=1))
+    operands = (x, *weight, torch.rand(32) + 0.5, torch.randn(32), (1, 1), (1, 1), (0, 0), (1, 1), 1, "gelu")
+    output = cuda_ops.KERNELS["float8_conv2d"](*operands, stream=stream)
+    assert relative_error(output, torch.ops.sparse24.float8_conv2d(*operands)) <= 2e-6
+    assert (one.calls, emulator.launches()) == (1, 1)
+    assert quantized == by_kernel * [(images, 1024)]  # a row an image
+
+
 def _quantized(
     x: Tensor, stream: int, dtype: torch.dtype = torch.int8, given: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ...ops.cuda import operators as cuda_ops
 from ...ops.cuda.cusparselt import GPU, HostStream, Stream
 
 #: Operators that layers call.
-PRODUCTS = ("linear", "conv2d", "int8_linear", "int8_conv2d", "float8_linear")
+PRODUCTS = ("linear", "conv2d", "int8_linear", "int8_conv2d", "float8_linear", "float8_conv2d")
 
 
 class OnEmulator(TorchDispatchMode):  # type: ignore[no-untyped-call]

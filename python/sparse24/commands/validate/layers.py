@@ -176,18 +176,19 @@ def _eight_bits(ground: Ground) -> None:
             times = _medians(ground, {"dense": partial(dense, x), "own": partial(layer, x)})
             ratio = times["dense"] / times["own"]
             ground.check(f"linear, {name}", error <= limit, error=error, ratio=ratio, us=times)
-    with ground.attempt("int8 convolution"):
-        conv = nn.Conv2d(64, 64, 3, padding=1, device=ground.device, dtype=dtype)
-        masks.prune_(conv.weight.data)
-        shape = (2, 64, 6, 6) if ground.emulated else (32, 64, 28, 28)
-        images = ground.tensor(*shape, dtype=dtype)
-        images = images.contiguous(memory_format=torch.channels_last)
-        sparse = SparseConv2d.from_dense(conv)
-        sparse.to_int8("dynamic")
-        error = relative_error(sparse(images), conv(images))
-        times = _medians(ground, {"dense": partial(conv, images), "own": partial(sparse, images)})
-        ratio = times["dense"] / times["own"]
-        ground.check("convolution, int8, dynamic", error <= INT8, error=error, ratio=ratio, us=times)
+    for name, limit in (("int8, dynamic", INT8), ("float8", FLOAT8)):
+        with ground.attempt(f"convolution, {name}"):
+            conv = nn.Conv2d(64, 64, 3, padding=1, device=ground.device, dtype=dtype)
+            masks.prune_(conv.weight.data)
+            shape = (2, 64, 6, 6) if ground.emulated else (32, 64, 28, 28)
+            images = ground.tensor(*shape, dtype=dtype)
+            images = images.contiguous(memory_format=torch.channels_last)
+            sparse = SparseConv2d.from_dense(conv)
+            sparse = sparse.to_float8() if name == "float8" else sparse.to_int8("dynamic")
+            error = relative_error(sparse(images), conv(images))
+            times = _medians(ground, {"dense": partial(conv, images), "own": partial(sparse, images)})
+            ratio = times["dense"] / times["own"]
+            ground.check(f"convolution, {name}", error <= limit, error=error, ratio=ratio, us=times)
 
 
 # ---- what only a device shows ----------------------------------------------------------------------------

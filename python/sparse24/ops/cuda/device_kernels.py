@@ -148,8 +148,15 @@ def quantize_per_token(
             0 if given is None else given.data_ptr(), scale.data_ptr(), stream,
         )  # fmt: skip
         return out, scale
+    return quantize_in_torch(x, dtype, given)
+
+
+def quantize_in_torch(
+    x: Tensor, dtype: torch.dtype = torch.int8, given: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`quantize_per_token` by torch's own passes, wherever ``x`` is."""
     rows, largest = x.float(), LARGEST[dtype]
-    absmax = rows.abs().amax(1) if k else rows.new_zeros(n)
+    absmax = rows.abs().amax(1) if x.shape[1] else rows.new_zeros(len(rows))
     given = rows.new_zeros(()) if given is None else given
     finite = absmax.isfinite()
     tiny = (absmax < largest * torch.finfo(torch.float32).tiny) & (given == 0)

@@ -96,6 +96,15 @@ def _float8_linear(
     return cuda_float8.float8_linear(input, values, indices, weight_scale, bias, activation, stream)
 
 
+def _float8_conv2d(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, bias: Tensor | None,
+    kernel_size: Sequence[int], stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1), groups: int = 1, activation: str = "none", *, stream: Stream,
+) -> Tensor:  # fmt: skip
+    window = Window(kernel_size, stride, padding, dilation, groups)
+    return cuda_float8.float8_conv2d(input, values, indices, weight_scale, bias, window, activation, stream)
+
+
 def _int8_conv2d(
     input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
     bias: Tensor | None, kernel_size: Sequence[int], stride: Sequence[int] = (1, 1),
@@ -200,6 +209,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "scaled_conv2d": _scaled_conv2d,
     "int8_linear": _int8_linear,
     "float8_linear": _float8_linear,
+    "float8_conv2d": _float8_conv2d,
     "int8_linear_chained": _int8_linear_chained,
     "int8_conv2d_chained": _int8_conv2d_chained,
     "int8_conv2d": _int8_conv2d,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..conv2d import conv_out_size, is_channels_last
+from ..float8 import by_images
 from ..int8 import (
     check_int8_conv2d,
     check_int8_linear,
@@ -151,19 +152,28 @@ def int8_linear(
 
 
 #: Images from which on the kernel quantizes them, a block of threads an image; torch has all read one.
-_MANY_IMAGES = 32
+MANY_IMAGES = 32
 
 
 def _quantize_images(input: Tensor, input_scale: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
     """int8 like ``input`` [N, C, H, W], lying as it lies, and float32 scales [N]."""
-    if input.shape[0] < _MANY_IMAGES:
+    if input.shape[0] < MANY_IMAGES:
         quantized, scale = quantize_input(input, input_scale, [1, 2, 3])
         return quantized, scale.flatten()
-    x = input.permute(0, 2, 3, 1).contiguous() if is_channels_last(input) else input.contiguous()
-    rows = x.view(x.shape[0], -1)
-    quantized, scale = device_kernels.quantize_per_token(rows, stream.handle, given=input_scale)
-    quantized = quantized.view(x.shape)
-    return quantized.permute(0, 3, 1, 2) if is_channels_last(input) else quantized, scale
+    return by_images(input, lambda x: device_kernels.quantize_per_token(x, stream.handle, given=input_scale))
+
+
+def finish_images(
+    product: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str,
+    input: Tensor, stream: Stream,
+) -> Tensor:  # fmt: skip
+    """What follows a product [N, out, H, W] of images with scales [N]; as ``input`` lies, in its dtype."""
+    pixels = product.permute(0, 2, 3, 1)
+    of_tokens = scale.repeat_interleave(pixels.shape[1] * pixels.shape[2])
+    wide = None if bias is None else bias.float()
+    output = finish_product(pixels, of_tokens, weight_scale, wide, activation, input.dtype, stream)
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return output.permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
 def int8_conv2d(
@@ -177,12 +187,7 @@ def int8_conv2d(
         return int8_conv2d_torch(*operands, *window, activation)
     quantized, scale = _quantize_images(input, input_scale, stream)
     sums = scaled_conv2d(quantized, values, indices, None, None, torch.int32, window, "none", stream)
-    pixels = sums.permute(0, 2, 3, 1)
-    of_tokens = scale.repeat_interleave(pixels.shape[1] * pixels.shape[2])
-    wide = None if bias is None else bias.float()
-    output = finish_product(pixels, of_tokens, weight_scale, wide, activation, input.dtype, stream)
-    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
-    return output.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return finish_images(sums, scale, weight_scale, bias, activation, input, stream)
 
 
 def scaled_linear(
