@@ -89,10 +89,10 @@ def test_a_sparse_network_comes_back_into_any(name: str, make: Any, tmp_path: Pa
 
 
 @PATHS
-def test_int8_comes_back(name: str, tmp_path: Path) -> None:
+def test_8_bits_come_back(name: str, tmp_path: Path) -> None:
     model = sparse()
     model.body[0].to_int8("static", 0.1)
-    model.body[2].to_int8()
+    model.body[2].to_float8()
     sparse24.save(model, tmp_path / name)
     for other in (meta(), Network()):
         sparse24.load(other, tmp_path / name)

@@ -82,6 +82,7 @@ def test_int8_comes_back(tmp_path: Path) -> None:
     layers[0].to_int8()
     layers[1].to_int8("dynamic")
     layers[2].to_int8("static", 0.05)
+    layers[3].to_float8()
     model.save_pretrained(tmp_path)
     loaded = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert_same(model, loaded)

@@ -74,6 +74,15 @@ def test_damaged_and_missing_tensors_are_refused(tmp_path: Path) -> None:
     refused(folder, f"{name}.bias is missing in the file")
 
 
+def test_a_float8_that_is_not_kept_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense"
+    state[f"{name}.values"] = state[f"{name}.values"].to(torch.float8_e5m2)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, f"{name} is of a float8 that is not kept: sparse24.load widens it")
+
+
 def test_another_shape_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     config = json.loads((folder / "config.json").read_text())

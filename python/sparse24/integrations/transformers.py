@@ -135,10 +135,16 @@ def _put_shells(model: nn.Module, files: list[Path]) -> None:
             "quantization_config out of config.json, or compress them (sparse24 prune --compress)"
         )
     renamed = _as_the_model_names(model, stored)
-    _, problems = put_shells(model, {renamed[name]: storage for name, storage in stored.items()})
+    by_name = {renamed[name]: storage for name, storage in stored.items()}
+    swaps, problems = put_shells(model, by_name)
     if problems:
         others = f", and {len(problems) - 1} others" if len(problems) > 1 else ""
         raise ValueError(f"{where}: does not fit {type(model).__name__}: {problems[0]}{others}")
+    for swap in swaps:
+        storage, layer = by_name.get(swap.name), swap.new
+        is_float8 = storage is not None and storage.dtype in int8.FLOAT8
+        if is_float8 and isinstance(layer, CompressedModule) and not int8.is_float8(layer):
+            raise ValueError(f"{where}: {swap.name} is of a float8 that is not kept: sparse24.load widens it")
     layers = [name for name in stored if guard_name(name) in dtypes]
     names = {guard_name(name) for name in (*layers, *map(renamed.__getitem__, layers))}
     patterns = {rf"(^|\.){re.escape(name)}$" for name in names}

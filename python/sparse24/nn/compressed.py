@@ -1,6 +1,6 @@
 """The compressed weight that the sparse layers share, and the checks on what is loaded into it.
 
-A little over 300 lines: one class, whose storage in 8 bits is told to users here.
+A little over 300 lines: one class, and what it is in a file.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def weight(layer: CompressedModule) -> Tensor:
     """The dense weight by operators that ONNX has.
 
     Raises:
-        ValueError: activations of the layer are int8.
+        ValueError: activations of the layer are int8 or float8.
     """
     values, indices = layer.values, layer.indices
     if int8.is_narrow(layer):

@@ -212,12 +212,14 @@ def _dtype_of(module: nn.Module) -> torch.dtype:
 
 
 def be_stored_as(layer: CompressedModule, storage: Storage) -> None:
-    """Give a layer the int8 or scaled float8 storage of a file, without numbers."""
-    if storage.dtype not in (torch.int8, torch.float8_e4m3fn) or not storage.has_scale:
-        return
+    """Give a layer the int8 or float8 storage of a file, without numbers."""
+    is_float8 = (
+        storage.dtype == torch.float8_e4m3fn and storage.has_scale and not isinstance(layer, HeldWeight)
+    )
+    if storage.dtype != torch.int8 and not is_float8:
+        return  # other float8 values are widened when they are loaded
     meta = layer.values.device
     layer._float_dtype = layer.values.dtype
     values = torch.empty(layer.values.shape, dtype=storage.dtype, device=meta)
-    has_input_scale = storage.has_input_scale and storage.dtype == torch.int8
-    input_scale = torch.empty((), device=meta) if has_input_scale else None
+    input_scale = torch.empty((), device=meta) if storage.has_input_scale else None
     int8.store(layer, values, torch.empty(len(values), device=meta), input_scale)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..nn import SparseConv2d, SparseLinear
-from ..nn.int8 import is_float8, scales_of
+from ..nn.int8 import scales_of
 from ..nn.swap import carry_over, places_of, put
 from .observers import LEVELS
 
@@ -36,7 +36,7 @@ class _Reference(nn.Module):
         super().__init__()
         matrix = torch.ops.sparse24.decompress(layer.values.detach(), layer.indices)
         weight = layer._form.to_weight(matrix).contiguous()
-        self.is_int8, self.is_float8 = layer.is_int8, is_float8(layer)
+        self.is_int8, self.is_float8 = layer.is_int8, layer.is_float8
         self.input_scale: float | None = None
         if self.is_int8:
             weight_scale, input_scale = scales_of(layer)
@@ -106,7 +106,7 @@ class ReferenceConv2d(_Reference):
 def reference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in eval mode without compressed layers: their weights dense, int8 where they were.
 
-    It computes what the model does, to rounding, and exports:
+    It computes what the model does, to rounding (weights of float8 are widened), and exports:
     ``torch.onnx.export(reference(model), inputs, dynamo=True)`` gives QuantizeLinear and DequantizeLinear
     around the products, with int8 weights in which pruned weights are zeros.
 
