@@ -7,6 +7,7 @@ from .destination import check
 from .errors import FileError
 from .folders import check_folder, making, mark_config, prune_folder
 from .formats import METADATA_KEY, StateFile, check_is_file, is_safetensors, read, write
+from .ggml import from_gguf
 from .loading import load, read_all
 from .saving import save
 from .semi_structured import from_semi_structured, to_semi_structured
@@ -24,6 +25,7 @@ __all__ = [
     "check_is_file",
     "from_apex",
     "from_bitmask",
+    "from_gguf",
     "from_semi_structured",
     "is_index",
     "is_safetensors",
