@@ -215,6 +215,11 @@ def refusals() -> dict[str, tuple[Any, dict[str, Any], type[Exception], str]]:
     nan = [batches[0].clone().fill_(torch.nan)]
     done = copy.deepcopy(model)
     quantize(done)
+    floats = copy.deepcopy(model)
+    sparse24.to_sparse(floats, when="always")
+    for layer in floats.modules():
+        if isinstance(layer, SparseLinear):
+            layer.to_float8()
     return {
         "no module": (3, {}, TypeError, "needs a torch.nn.Module, not int"),
         "method": (model, {"method": "best"}, ValueError, "method 'best' is not one of max"),
@@ -233,6 +238,7 @@ def refusals() -> dict[str, tuple[Any, dict[str, Any], type[Exception], str]]:
         "Inf": (hurt(copy.deepcopy(model)), {}, ValueError, "up: only finite weights"),
         "dense": (Encoder(), {}, ValueError, "no 2:4 layer: prune it first"),
         "int8": (done, {}, ValueError, "is int8 already"),
+        "float8": (floats, {}, ValueError, "is float8 already"),
         "skip": (model, {"skip": ["nothing"]}, ValueError, "matches no compressed layer"),
     }  # fmt: skip
 

@@ -203,8 +203,9 @@ def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], li
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             chosen[name] = layer
-    if not chosen and all(layer.is_int8 for layer in every.values()):
-        raise ValueError("every 2:4 layer of the model is int8 already")
+    kinds = {"int8" if layer.is_int8 else "float8" if layer.is_float8 else "" for layer in every.values()}
+    if not chosen and "" not in kinds:
+        raise ValueError(f"every 2:4 layer of the model is {' or '.join(sorted(kinds))} already")
     return chosen, left
 
 
