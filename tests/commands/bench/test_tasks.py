@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from sparse24.calibrated import methods
-from sparse24.commands.bench import enforcement, keeping, oneshot, quantize, recipes, table, tasks
+from sparse24.commands.bench import (
+    enforcement,
+    int8_networks,
+    keeping,
+    oneshot,
+    quantize,
+    recipes,
+    table,
+    tasks,
+)
 from sparse24.commands.bench.tasks import bytes as byte_task
 from sparse24.commands.bench.tasks import fashion, minilm
 from sparse24.commands.bench.tasks.trained import trained
@@ -239,3 +248,11 @@ def test_enforcement_is_timed_for_every_optimizer() -> None:
     [found] = enforcement.tables(table.Setting(1, 0.01, quick=True, progress=lambda _: None))
     assert [row[0] for row in found.rows[1:]] == list(enforcement.OPTIMIZERS)
     assert all(0.2 < float(row[3]) < 20 for row in found.rows[1:])
+
+
+def test_int8_of_networks_is_timed() -> None:
+    setting = table.Setting(1, 0.01, quick=True, progress=lambda _: None)
+    calibrated, sped = int8_networks.tables(setting)
+    assert float(calibrated.rows[1][3]) >= 0
+    assert [row[1] for row in sped.rows[1:]] == 3 * ["float32"] + 3 * ["bfloat16"]
+    assert all(0.5 < float(row[5]) < 20 for row in sped.rows[1:])

@@ -42,6 +42,7 @@ BENCHMARKS = (
     Entry("enforcement", "what enforced masks cost a step of training"),
     Entry("recipes", "every recipe of training on a small task"),
     Entry("quantize", "int8 after sparsity: accuracy on small tasks, and speed"),
+    Entry("int8_networks", "int8 over whole networks: time of calibration, and what int8 gains"),
     Entry("rules", "from which sizes on layers gain: what the rules of to_sparse come from"),
     Entry("permutation", "what an order of columns gains, and how long it is looked for"),
     Entry("calls", "what a call costs beyond its kernel; needs a checkout and CMake"),
