@@ -92,8 +92,8 @@ def _ratio(case: Speed, model: nn.Module, inputs: tuple[Any, ...], setting: Sett
     ratio, (floating, int8), done = max(found)
     dtype = str(inputs[0].dtype if inputs[0].is_floating_point() else next(model.parameters()).dtype)
     return [
-        case.name, dtype.removeprefix("torch."), str(case.batch), f"{floating * 1e3:.2f}", f"{int8 * 1e3:.2f}",
-        f"{ratio:.2f}", "1.30", done,
+        case.name, dtype.removeprefix("torch."), str(case.batch), f"{floating * 1e3:.2f}",
+        f"{int8 * 1e3:.2f}", f"{ratio:.2f}", "1.30", done,
     ]  # fmt: skip
 
 
