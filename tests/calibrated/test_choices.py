@@ -124,7 +124,7 @@ def test_biases_take_up_the_mean_of_what_is_lost(kind: str) -> None:
 
 
 def test_a_convolution_of_transformers_has_its_bias_corrected() -> None:
-    layer = pytest.importorskip("transformers").pytorch_utils.Conv1D(8, 16)
+    layer = pytest.importorskip("transformers", reason="the extra dev brings it").pytorch_utils.Conv1D(8, 16)
     model = nn.Sequential(layer)
     batches = [correlated(64, 16) + 3]
     wanted = model(batches[0]).detach()

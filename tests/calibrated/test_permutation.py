@@ -69,7 +69,7 @@ def test_hessian_is_the_loss_of_pruning_one_weight() -> None:
 
 
 def test_transposed_weights_are_scored_as_they_lie() -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the extra dev brings it")
     layer = transformers.pytorch_utils.Conv1D(16, 8)
     x = torch.randn(32, 8) * torch.arange(1, 9)
     scored = permutation._calibrated(layer, [x], "wanda", None)(layer.weight, "weight")

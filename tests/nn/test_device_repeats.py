@@ -10,11 +10,9 @@ import copy
 import ctypes
 import pickle
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -39,6 +37,7 @@ from own_forms import (
 )
 from reference import assert_matches, conv2d_reference, linear_reference
 from sparse24 import SparseConv2d, SparseLinear, masks
+from sparse24.commands.validate.layers import frames_of
 from sparse24.nn import on_device
 from sparse24.ops.cuda import repeats, route
 
@@ -402,23 +401,6 @@ def test_few_tokens_between_leave_it_alone() -> None:
 
 
 # ---- what the host pays ------------------------------------------------------------------------------
-
-
-def frames_of(work: Callable[[], object]) -> int:
-    """Python functions that a call of ``work`` enters, itself left out."""
-    entered = -1
-
-    def count(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal entered
-        entered += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
-    return entered
 
 
 def test_a_call_enters_few_python_functions(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

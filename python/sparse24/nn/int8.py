@@ -158,27 +158,22 @@ def linear(layer: SparseLinear, input: Tensor) -> Tensor:
     """The product; gradients are those of the dequantized weight, straight through the input's rounding."""
     values, indices, bias = layer._operands()
     if values.dtype in FLOAT8:
-        return _float8_linear(layer, input)
+        return _linear_by(ops.float8_linear, layer, input, values, indices, scales_of(layer)[0])
     if is_chained(layer, input):
         weight_scale, input_scale, output_scale = _chained_scales(layer, input)
         dtype = layer._float_dtype if input.dtype == torch.int8 else input.dtype
         scaled = (values, indices, weight_scale, input_scale)
         return ops.int8_linear_chained(input, *scaled, bias, layer.activation, output_scale, dtype)
-    weight = (values, indices, *scales_of(layer))
-    if not _wants_grad(input, bias):
-        return ops.int8_linear(input, *weight, bias, layer.activation)
-    exact = ops.int8_linear(input.detach(), *weight, None if bias is None else bias.detach(), "none")
-    smooth = F.linear(input, dequantized(layer, input.dtype), bias)
-    output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
-    return ops.activate(output, layer.activation)
+    return _linear_by(ops.int8_linear, layer, input, values, indices, *scales_of(layer))
 
 
-def _float8_linear(layer: SparseLinear, input: Tensor) -> Tensor:
-    values, indices, bias = layer._operands()
-    weight = (values, indices, scales_of(layer)[0])
+def _linear_by(
+    product: Callable[..., Tensor], layer: SparseLinear, input: Tensor, *weight: Tensor | None
+) -> Tensor:
+    bias = layer.bias
     if not _wants_grad(input, bias):
-        return ops.float8_linear(input, *weight, bias, layer.activation)
-    exact = ops.float8_linear(input.detach(), *weight, None if bias is None else bias.detach(), "none")
+        return product(input, *weight, bias, layer.activation)
+    exact = product(input.detach(), *weight, None if bias is None else bias.detach(), "none")
     smooth = F.linear(input, dequantized(layer, input.dtype), bias)
     output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
     return ops.activate(output, layer.activation)

@@ -19,10 +19,10 @@ from torch.library import register_fake
 
 from .conv2d import Window, check_conv2d_sizes, conv_out_size, geometry_of, is_channels_last
 from .cuda import device_kernels
-from .int8 import check_scales
+from .int8 import check_narrow
 from .layout import conv_matrix_to_weight
-from .product import COMPUTE_DTYPES, check_activation, check_bias, check_columns, check_matrix
-from .registry import TAGS, check_devices, library, names_of
+from .product import check_activation, check_columns
+from .registry import TAGS, check_devices, library
 from .scaled import finish
 
 library.define(
@@ -47,16 +47,7 @@ def _check(
         values.dtype == torch.float8_e4m3fn,
         lambda: f"values must be float8_e4m3fn, not {values.dtype}: others are for {kind} and int8_{kind}",
     )
-    torch._check_type(
-        input.dtype in COMPUTE_DTYPES and (bias is None or bias.dtype == input.dtype),
-        lambda: (
-            f"input and bias must have one dtype of {names_of(COMPUTE_DTYPES)}, not {input.dtype} and "
-            f"{None if bias is None else bias.dtype}; convert with .to(...) or use autocast"
-        ),
-    )
-    check_matrix(values, indices)
-    check_scales(values.shape[0], weight_scale, None)
-    check_bias(values, bias)
+    check_narrow(input, values, indices, weight_scale, None, bias)
 
 
 def check_float8_linear(

@@ -76,15 +76,11 @@ def check_scales(rows: int, weight_scale: Tensor, input_scale: Tensor | None) ->
         )
 
 
-def _check(
+def check_narrow(
     input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
-    bias: Tensor | None, activation: str,
+    bias: Tensor | None,
 ) -> None:  # fmt: skip
-    check_activation(activation)
-    torch._check_type(
-        values.dtype == torch.int8,
-        lambda: f"values must be int8, not {values.dtype}: floating-point weights are for linear and conv2d",
-    )
+    """What products with weights of 8 bits, int8 or float8, refuse alike."""
     torch._check_type(
         input.dtype in COMPUTE_DTYPES and (bias is None or bias.dtype == input.dtype),
         lambda: (
@@ -95,6 +91,18 @@ def _check(
     check_matrix(values, indices)
     check_scales(values.shape[0], weight_scale, input_scale)
     check_bias(values, bias)
+
+
+def _check(
+    input: Tensor, values: Tensor, indices: Tensor, weight_scale: Tensor, input_scale: Tensor | None,
+    bias: Tensor | None, activation: str,
+) -> None:  # fmt: skip
+    check_activation(activation)
+    torch._check_type(
+        values.dtype == torch.int8,
+        lambda: f"values must be int8, not {values.dtype}: floating-point weights are for linear and conv2d",
+    )
+    check_narrow(input, values, indices, weight_scale, input_scale, bias)
 
 
 def check_int8_linear(

@@ -75,7 +75,7 @@ def _call(ground: Ground, layer: SparseLinear, x: Tensor) -> Tensor:
 # ---- the host's part -------------------------------------------------------------------------------------
 
 
-def _frames_of(work: Callable[[], object]) -> int:
+def frames_of(work: Callable[[], object]) -> int:
     """Python functions that a call of ``work`` enters, itself left out."""
     entered = -1
 
@@ -115,7 +115,7 @@ def _host_cost(ground: Ground) -> None:
     x = ground.tensor(64, 512, dtype=HALF)
     for _ in range(3):
         _call(ground, layer, x)
-    frames = _frames_of(lambda: layer(x))
+    frames = frames_of(lambda: layer(x))
     small, row = nn.Linear(8, 8), torch.randn(64, 8)
     dense = nn.Linear(512, 512, device=ground.device, dtype=HALF if not ground.emulated else torch.float32)
     wide = x.to(dense.weight.dtype)
