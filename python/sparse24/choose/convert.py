@@ -32,10 +32,11 @@ def to_sparse(
 ) -> Report:
     """Replace the pruned layers of ``model`` by compressed ones, in place, where that makes them faster.
 
-    ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are replaced where their
-    weight is 2:4 along the input channels. Where ``when="always"`` says so, ``Conv1d``, LSTM, GRU and RNN and
-    their cells, stacks of experts [E, out, in] of transformers, and subclasses of Linear and Conv2d that pad
-    or cast in ``forward`` stay the modules they are, with compressed tensors in the places of their weights.
+    ``Linear``, ``Conv2d``, ``Conv3d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are replaced where
+    their weight is 2:4 along the input channels. Where ``when="always"`` says so, ``Conv1d``, LSTM, GRU and
+    RNN and their cells, stacks of experts [E, out, in] of transformers, and subclasses of Linear, Conv2d and
+    Conv3d that pad or cast in ``forward`` stay the modules they are, with compressed tensors in the places
+    of their weights.
     The rest stays, and the report says why. Files do not depend on what is chosen: a state_dict of either
     kind loads into a model of either kind.
 
