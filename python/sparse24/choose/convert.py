@@ -65,7 +65,8 @@ def to_sparse(
             list of calls that are made equally often, as prefill and decode.
         how: "modules": replace layers where there is a compressed one. "tensors": keep every module, and put
             compressed tensors in the places of weights; ``F.linear``, ``F.conv2d`` and the like run sparse
-            with them, but what is compiled or exported runs dense.
+            with them. Compiled or exported, torch's own layers and recurrent ones do, and modules that
+            multiply by themselves (stacks of experts, attention) run dense.
         fuse: fold a ReLU or GELU that follows a converted layer into its product, where the graph is plain:
             in ``nn.Sequential``, torch's transformer layers and the blocks of :mod:`sparse24.nn.fuse`.
 
