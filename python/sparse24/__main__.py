@@ -1,4 +1,7 @@
-"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | study | validate-gpu``."""
+"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | study | validate-gpu``.
+
+More than 300 lines: the options of every command, and its call.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ..bench import papers
 from . import comparison, paper, rows, schedule, ways
 from .results import Results
 from .schedule import Plan, Study
-from .sources import replace
+from .sources import Sources, replace
 
 QUICK_ROWS = ("resnet34", "vgg16", "ssd")
 PAPER = Path("bench", "STUDY.md")
@@ -109,6 +109,7 @@ def _checked(  # noqa: PLR0917  # named above
         raise ValueError(
             f"seeds and minutes must be positive and jobs 0 or more, not {seeds}, {minutes:g} and {jobs}"
         )
+    Sources(data)  # is the folder there
     asked = tuple(only) or (QUICK_ROWS if quick else (*known, comparison.KEY))
     return Plan(
         asked, (0,) if quick else tuple(range(seeds)), tuple(some_ways), quick, data, out,

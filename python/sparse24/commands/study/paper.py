@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics as means
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...timing import Machine
 from ..bench.machine import MachineClass
 from ..page import Page, plots
-from . import comparison, statistics
+from . import comparison, verdicts
 from .rows import ROWS, Row
-from .statistics import Verdict
+from .verdicts import Verdict
 from .ways import OPEN_QUESTIONS, OTHERS, WAYS, Unit
 
 Kept = Sequence[tuple[Unit, Mapping[str, Any]]]
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 def findings(kept: Kept) -> list[Finding]:
     """Every row that has a pair."""
-    scores = statistics.scores_of(kept)
+    scores = verdicts.scores_of(kept)
     some = {unit.row: result for unit, result in kept if unit.row != comparison.KEY}
     by_data: dict[str, list[list[float]]] = {}
     for key, result in some.items():
@@ -67,13 +67,13 @@ def findings(kept: Kept) -> list[Finding]:
         if row.key not in some:
             continue
         result = some[row.key]
-        spread = statistics.pooled_spread(by_data[result["data"]])
+        spread = verdicts.pooled_spread(by_data[result["data"]])
         better = 1 if result["higher_is_better"] else -1
         judged = {
             way: each
             for way in WAYS
             if way != "dense"
-            and (each := statistics.verdict(scores, row.key, way, spread, better=better)) is not None
+            and (each := verdicts.verdict(scores, row.key, way, spread, better=better)) is not None
         }
         if "sparse" in judged:
             found.append(
@@ -181,8 +181,8 @@ def _comparison(kept: Kept) -> Section:
         rows.append(
             [
                 what, str(len(results)), f"{any_['kept']:.0%}", f"{any_['parameters']:,}",
-                f"{means.fmean(scores):.4f}",
-                f"{means.fmean(pairs):+.4f}" if pairs else "-",
+                f"{statistics.fmean(scores):.4f}",
+                f"{statistics.fmean(pairs):+.4f}" if pairs else "-",
                 f"{max(scores) - min(scores):.4f}" if len(scores) > 1 else "-",
             ]
         )  # fmt: skip
@@ -191,7 +191,7 @@ def _comparison(kept: Kept) -> Section:
         columns = [column for step, *column in zip(steps, *values, strict=False) if step >= 0]
         shown = [step for step in steps if step >= 0]
         if way != "start":
-            series[what] = [(s, means.fmean(c)) for s, c in zip(shown, columns, strict=True)][1:]
+            series[what] = [(s, statistics.fmean(c)) for s, c in zip(shown, columns, strict=True)][1:]
             bands[what] = [(s, min(c), max(c)) for s, c in zip(shown, columns, strict=True)][1:]
     figure = ""
     if series:
@@ -199,11 +199,12 @@ def _comparison(kept: Kept) -> Section:
             series, "steps after pruning", "validation loss, nats a byte", "From one dense start", bands=bands
         )
     text = (
-        f"A byte-level transformer, {comparison.TRAINING.steps} steps dense and then as many pruned: all from "
-        "one dense start but the half-wide one, which has as many steps from nothing. Less dense: paired "
-        "by seed; more is worse."
+        f"A byte-level transformer, {comparison.TRAINING.steps} steps dense and then as many pruned: all "
+        "from one dense start but the half-wide one, which has as many steps from nothing. Less dense: "
+        "paired by seed; more is worse."
     )
-    return Section("The alternatives", text, rows, figure, "Validation loss against steps; bands: all seeds.")
+    caption = "Validation loss against steps; bands: from the best seed to the worst."
+    return Section("The alternatives", text, rows, figure, caption)
 
 
 def markdown(parts: Sequence[Section], command: str, about: str) -> str:

@@ -109,7 +109,8 @@ class Study:
         finally:
             for running in self._running:
                 running.process.kill()
-                running.process.wait()
+                running.process.communicate()
+                running.told.close()
         return self._failed
 
     def _done(self, unit: Unit) -> bool:
@@ -139,7 +140,12 @@ class Study:
             "data": str(plan.data.absolute()) if plan.data else "",
         }  # fmt: skip
         told = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # closed by _keep
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONSAFEPATH": "1",
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "sparse24.commands.study.unit"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=told, text=True, env=environment,

@@ -20,13 +20,14 @@ Pair = tuple[list[int], list[int]]
 
 
 class _Pairs(Task):
-    """Pairs of sequences, padded; a network from their number of tokens."""
+    """Pairs of sequences, padded; ``judged`` of them judge, a fifth at most."""
 
     batch: int
 
     def __init__(
         self, pairs: Sequence[Pair], tokens: int, judged: int, make: Callable[[int], nn.Module]
     ) -> None:
+        judged = min(judged, len(pairs) // 5)
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
         padded = [_padded([pairs[i][side] for i in order]) for side in (0, 1)]
         self._source, self._target = (side[judged:] for side in padded)
@@ -70,7 +71,7 @@ class Verses(_Pairs):
         texts = texts[:400] if quick else texts
         self._tokenizer = byte_pairs([side for pair in texts for side in pair], 600 if quick else 2000)
         pairs = [(self._numbers(english), self._numbers(spanish)) for english, spanish in texts]
-        super().__init__(pairs, self._tokenizer.get_vocab_size() + _FIRST, 40 if quick else 300, make)
+        super().__init__(pairs, self._tokenizer.get_vocab_size() + _FIRST, 300, make)
 
     def _numbers(self, text: str) -> list[int]:
         numbers: list[int] = self._tokenizer.encode(text).ids
@@ -105,7 +106,7 @@ class Phonemes(_Pairs):
         sounds = {phoneme: i + _FIRST + len(letters) for i, phoneme in enumerate(known)}
         pairs = [([letters[c] for c in word.lower()], [sounds[p] for p in said]) for word, said in words]
         tokens = _FIRST + len(letters) + len(sounds)
-        super().__init__(pairs, tokens, len(pairs) // 10 if quick else 2000, make)
+        super().__init__(pairs, tokens, 2000, make)
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
