@@ -9,7 +9,8 @@ def results(differences, seeds=(0, 1, 2)):
             for way, score in (("dense", 90.0 + seed / 10), ("sparse", 90.0 + seed / 10 + difference)):
                 kept.append((Unit(key, seed, way), {
                     "score": score, "metric": "accuracy, %", "higher_is_better": True,
-                    "data": "Fashion-MNIST", "parameters": 1234567, "layers": 12, "width": 64, "whole_seconds": 36.0, "jobs": 2,
+                    "data": "Fashion-MNIST", "parameters": 1234567, "layers": 12, "width": 64,
+                    "whole_seconds": 36.0, "jobs": 2,
                 }))  # fmt: skip
     return kept
 
