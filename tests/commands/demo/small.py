@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from sparse24 import timing
 from sparse24.choose import measured
 from sparse24.commands.bench.tasks import minilm
-from sparse24.commands.demo import recipe, sentences, subjects, tables, transformer
+from sparse24.commands.demo import oneshot, recipe, sentences, subjects, tables, transformer
 from sparse24.commands.demo.recipe import Images, Plan
 
 
@@ -73,7 +73,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tables, "CONVS", convs)
     monkeypatch.setattr(measured, "_SECONDS", 0.01)
     monkeypatch.setattr(timing, "interleaved_medians", few_rounds)
-    monkeypatch.setattr(tables, "interleaved_medians", few_rounds)
+    for module in (oneshot, tables):
+        monkeypatch.setattr(module, "interleaved_medians", few_rounds)
 
 
 def few_rounds(calls: Any, seconds: float = 0) -> list[float]:

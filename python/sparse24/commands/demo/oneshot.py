@@ -15,7 +15,7 @@ from torch import nn
 
 from ... import Sparsifier, oneshot, to_sparse
 from ...choose.example import Arguments
-from ...timing import Pair
+from ...timing import Pair, interleaved_medians
 from ..bench.networks import memory_of
 from .outcome import Outcome, Progress, in_words, save_both, size_row, speed_row
 from .subjects import Score, Subject, subject
@@ -31,7 +31,6 @@ class Forms(NamedTuple):
 
     dense: nn.Module
     fast: nn.Module  #: those layers compressed that are faster so here
-    pair: Pair  #: seconds of the two, at ``BATCH``
     slower: list[str]  #: what stays dense in ``fast`` for speed
 
 
@@ -39,7 +38,7 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
     """Prune, choose a dtype, compress, and compare quality, speed and memory; the two files go to ``out``."""
     batches = (1, BATCH) if quick else (1, 8, BATCH, 128)
     seconds = 0.7 if quick else 2.5
-    progress.start(TITLE, 7 + 2 * len(DTYPES) + len(batches))
+    progress.start(TITLE, 8 + len(DTYPES) + len(batches))
     progress.now("load")
     case = subject(quick, progress)
     naive, pruned = copy.deepcopy(case.dense), copy.deepcopy(case.dense)
@@ -52,8 +51,10 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
     forms = {}
     for name, dtype in DTYPES.items():
         progress.now(f"convert to {name}")
-        forms[name] = _form(case, pruned, dtype, batches, seconds)
-    best = min(forms, key=lambda name: forms[name].pair.sparse)
+        forms[name] = _form(case, pruned, dtype, batches)
+    progress.now("compare dtypes")
+    in_dtypes = _in_dtypes(case, forms, seconds)
+    best = min(in_dtypes, key=lambda name: in_dtypes[name].sparse)
     form = forms[best]
     compressed = copy.deepcopy(pruned).to(DTYPES[best])
     report = to_sparse(compressed, when="always")
@@ -78,7 +79,7 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
         ),
         f"memory: weights, and a pass of batch {BATCH}": held,
     }
-    pairs |= {f"whole network, batch {BATCH}, {name}": forms[name].pair for name in forms if name != best}
+    pairs |= {f"whole network, batch {BATCH}, {name}": in_dtypes[name] for name in forms if name != best}
     table: list[tuple[str, ...]] = [("what", f"dense, {best}", f"2:4, {best}", "ratio")]
     table += _quality(case.scores, judged)
     table += [speed_row(name, pair) for name, pair in pairs.items()]
@@ -115,17 +116,20 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
     return Outcome(f"{TITLE}: {case.name}", short, table, notes, data)
 
 
-def _form(
-    case: Subject, pruned: nn.Module, dtype: torch.dtype, batches: Sequence[int], seconds: float
-) -> Forms:
-    dense = copy.deepcopy(case.dense).to(dtype)
+def _form(case: Subject, pruned: nn.Module, dtype: torch.dtype, batches: Sequence[int]) -> Forms:
     fast = copy.deepcopy(pruned).to(dtype)
     chosen = to_sparse(fast, example_inputs=[case.inputs(batch) for batch in (1, max(batches))])
     slower = [f"{row.name} ({row.reason})" for row in chosen.left if row.reason.endswith("stays dense")]
+    return Forms(copy.deepcopy(case.dense).to(dtype), fast, slower)
+
+
+@torch.inference_mode()
+def _in_dtypes(case: Subject, forms: dict[str, Forms], seconds: float) -> dict[str, Pair]:
+    """Seconds of each network in each dtype, all in turns."""
     x = case.inputs(BATCH)
-    with torch.inference_mode():
-        pair = Pair.measure(functools.partial(dense, x), functools.partial(fast, x), seconds)
-    return Forms(dense, fast, pair, slower)
+    models = [model for form in forms.values() for model in (form.dense, form.fast)]
+    times = iter(interleaved_medians([functools.partial(model, x) for model in models], 2 * seconds))
+    return {name: Pair(next(times), next(times)) for name in forms}
 
 
 def _layer_speeds(case: Subject, dense: nn.Module, sparse: nn.Module, seconds: float) -> dict[str, Pair]:
