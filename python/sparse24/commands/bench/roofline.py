@@ -73,7 +73,7 @@ def tables(setting: Setting) -> list[Table]:
             cells = [
                 cell
                 for pair in zip(intensities, speeds, strict=True)
-                for cell in (f"{pair[0]:.1f}", f"{pair[1]:.0f}")
+                for cell in (f"{pair[0]:.1f}", f"{pair[1]:.3g}")
             ]
             rows.add([f"{shape[0]}, {shape[1]}", str(tokens), *cells, f"{speeds[1] / roof:.0%}"])
     return [machine, rows.table()]

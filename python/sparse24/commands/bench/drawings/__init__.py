@@ -26,6 +26,9 @@ _DRAWN: dict[str, Callable[[dict[str, Table]], Iterator[Drawing]]] = {
     "masks-python": sizes.masks_python,
     "gpu-linear": layers.gpu_linear,
     "gpu-conv": layers.gpu_conv,
+    "gpu-decode": layers.gpu_decode,
+    "gpu-masks": sizes.gpu_masks,
+    "gpu-memory": sizes.gpu_memory,
     "gpu-networks": networks.gpu_networks,
 }
 
@@ -53,10 +56,18 @@ def write(folder: Path, tables: Sequence[Table], machine: str, command: str) -> 
         "published by others says so, with its source, and was not measured here."
     )
     page.command(command)
+    written: set[str] = set()
     for table in tables:
         page.heading(plain(table.name).replace("-", " "))
-        for drawing in drawings_of(table, tables):
-            write_whole(folder / f"{drawing.name}.svg", drawing.svg)
+        try:
+            made = drawings_of(table, tables)
+        except ValueError as error:  # figures that no plot can show: the table does
+            made = []
+            page.text(f"Not drawn: {error}.")
+        for drawing in made:
+            name = drawing.name if drawing.name not in written else f"{drawing.name}-{table.name}"
+            written.add(name)
+            write_whole(folder / f"{name}.svg", drawing.svg)
             page.figure(drawing.svg, drawing.caption)
         page.table(table.rows)
         page.text(table.caption)
@@ -66,7 +77,12 @@ def write(folder: Path, tables: Sequence[Table], machine: str, command: str) -> 
 
 
 def drawings_of(table: Table, tables: Sequence[Table]) -> list[Drawing]:
-    """Those of one table; others may lend it limits."""
-    known = {plain(each.name): each for each in tables if len(each.rows) > 1}
+    """Those of one table; others, of as many threads, may lend it limits.
+
+    Raises:
+        ValueError: its figures cannot be drawn.
+    """
     name = plain(table.name)
+    threads = table.name.removeprefix(name)
+    known = {plain(each.name): each for each in tables if each.name.endswith(threads) and len(each.rows) > 1}
     return list(_DRAWN[name](known)) if name in _DRAWN and name in known else []

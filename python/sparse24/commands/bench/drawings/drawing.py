@@ -43,7 +43,7 @@ def by_tokens(tokens: Sequence[str], cells: Sequence[str]) -> dict[int, list[flo
     found: dict[int, list[float]] = defaultdict(list)
     for count, cell in zip(tokens, cells, strict=True):
         value = number(cell)
-        if value is not None:
+        if value:  # a rate that was rounded to 0 says nothing
             found[int(count)].append(value)
     return dict(sorted(found.items()))
 

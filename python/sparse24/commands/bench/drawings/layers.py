@@ -54,21 +54,26 @@ def _beside(name: str, here: dict[str, dict[int, list[float]]]) -> Iterator[Draw
 def narrow(tables: dict[str, Table]) -> Iterator[Drawing]:
     """Ratios against tokens, a line a dtype."""
     table = tables["narrow"]
-    kinds, tokens = column(table, "dtype"), column(table, "tokens")
     for name, head, rival in (
         ("narrow", "x torch", "torch"),
         ("narrow-best", "x best dense", "the best dense"),
     ):
-        ratios = column(table, head)
-        series = {}
-        for kind in dict.fromkeys(kinds):
-            mine = [i for i, each in enumerate(kinds) if each == kind]
-            series[kind] = line(by_tokens([tokens[i] for i in mine], [ratios[i] for i in mine]))
+        series = {kind: line(each) for kind, each in _by_dtype(table, head).items()}
         svg = plots.lines(
             series, "tokens", f"times as fast as {rival}", f"Linear layers over {rival}", log_x=True
         )
         caption = f"Geometric means over BERT-Large's shapes, {HERE}, against {rival} in the same dtype."
         yield Drawing(name, svg, caption)
+
+
+def _by_dtype(table: Table, head: str) -> dict[str, dict[int, list[float]]]:
+    """The numbers under a heading, by dtype and then by tokens."""
+    kinds, tokens, cells = (column(table, name) for name in ("dtype", "tokens", head))
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        mine = [i for i, each in enumerate(kinds) if each == kind]
+        found[kind] = by_tokens([tokens[i] for i in mine], [cells[i] for i in mine])
+    return found
 
 
 def decode(tables: dict[str, Table]) -> Iterator[Drawing]:
@@ -113,13 +118,15 @@ def talk(tables: dict[str, Table]) -> Iterator[Drawing]:
 
 def gpu_linear(tables: dict[str, Table]) -> Iterator[Drawing]:
     """Ratios of a GPU against tokens, beside published ones."""
-    table = tables["gpu-linear"]
-    kinds, tokens, ratios = (column(table, head) for head in ("dtype", "tokens", "x dense"))
-    here = {}
-    for kind in dict.fromkeys(kinds):
-        mine = [i for i, each in enumerate(kinds) if each == kind]
-        here[f"here, {kind}"] = by_tokens([tokens[i] for i in mine], [ratios[i] for i in mine])
+    here = {f"here, {kind}": each for kind, each in _by_dtype(tables["gpu-linear"], "x dense").items()}
     yield from _beside("gpu-linear", here)
+
+
+def gpu_decode(tables: dict[str, Table]) -> Iterator[Drawing]:
+    """Ratios of few tokens on a GPU."""
+    series = {kind: line(each) for kind, each in _by_dtype(tables["gpu-decode"], "x dense").items()}
+    svg = plots.lines(series, "tokens", RATIO, "Few tokens, cold weights", log_x=True)
+    yield Drawing("gpu-decode", svg, f"Geometric means over the shapes, {HERE}.")
 
 
 def gpu_conv(tables: dict[str, Table]) -> Iterator[Drawing]:

@@ -30,6 +30,8 @@ def roofline(tables: dict[str, Table]) -> Iterator[Drawing]:
         )
     }
     every = [x for points in measured.values() for x, _ in points]
+    if not every:
+        raise ValueError("no product has a rate")
     roofs = {
         "roof, dense": _roof(peak, bandwidth, min(every), max(every)),
         "roof, 2:4": _roof(2 * peak, bandwidth, min(every), max(every)),

@@ -11,14 +11,21 @@ from .drawing import HERE, Drawing, column, number
 
 def memory(tables: dict[str, Table]) -> Iterator[Drawing]:
     """What networks hold, dense and 2:4."""
-    table = tables["memory"]
-    heads = ("network", "dtype", "dense MB", "2:4 MB")
+    yield _memory(tables["memory"], "memory", "Bytes of all tensors that are alive after a forward")
+
+
+def gpu_memory(tables: dict[str, Table]) -> Iterator[Drawing]:
+    """What layers hold on a GPU."""
+    yield _memory(tables["gpu-memory"], "gpu-memory", "What torch's allocator has given out")
+
+
+def _memory(table: Table, name: str, what: str) -> Drawing:
+    heads = (table.rows[0][0], "dtype", "dense MB", "2:4 MB")
     rows = [
-        (f"{name}, {dtype}", {"dense": number(dense) or 0.0, "2:4": number(sparse) or 0.0})
-        for name, dtype, dense, sparse in zip(*(column(table, head) for head in heads), strict=True)
+        (f"{label}, {dtype}", {"dense": number(dense) or 0.0, "2:4": number(sparse) or 0.0})
+        for label, dtype, dense, sparse in zip(*(column(table, head) for head in heads), strict=True)
     ]
-    svg = plots.grouped(rows, "MB", "Memory that networks hold")
-    yield Drawing("memory", svg, f"Bytes of all tensors that are alive after a forward, {HERE}.")
+    return Drawing(name, plots.grouped(rows, "MB", "Memory that is held"), f"{what}, {HERE}.")
 
 
 def masks(tables: dict[str, Table]) -> Iterator[Drawing]:
@@ -29,6 +36,11 @@ def masks(tables: dict[str, Table]) -> Iterator[Drawing]:
 def masks_python(tables: dict[str, Table]) -> Iterator[Drawing]:
     """Times of the functions, over plain torch."""
     yield _masks(tables["masks-python"], "masks-python", "x torch", "times as fast as plain torch")
+
+
+def gpu_masks(tables: dict[str, Table]) -> Iterator[Drawing]:
+    """The same on a GPU."""
+    yield _masks(tables["gpu-masks"], "gpu-masks", "x torch", "times as fast as plain torch")
 
 
 def _masks(table: Table, name: str, head: str, label: str) -> Drawing:
