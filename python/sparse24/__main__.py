@@ -1,4 +1,7 @@
-"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | validate-gpu``."""
+"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | study | validate-gpu``.
+
+More than 300 lines: the options of every command, and its call.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_prune(commands)
     _add_oneshot(commands)
-
     _add_bench(commands)
+    _add_study(commands)
 
     validate = commands.add_parser(
         "validate-gpu", help="check and time on this machine's GPU everything that only a GPU can show"
@@ -224,6 +227,51 @@ def _add_bench(commands: Any) -> None:
         "--device", choices=("cpu", "cuda"), help="default: a GPU where cuSPARSELt runs on one, else the CPU"
     )
     bench.set_defaults(run=_bench)
+
+
+def _add_study(commands: Any) -> None:
+    parser = commands.add_parser(
+        "study",
+        help="train the talk's families of networks here, dense beside sparse, over seeds",
+        description="Train networks of the talk's families, dense and by its recipe, over seeds. Every unit "
+        "takes at most ten minutes and is kept when done: the same command goes on where one stopped. "
+        "OUT/index.html and OUT/STUDY.md tell the results.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("sparse24-study"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where data are looked for first")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows alone")
+    parser.add_argument("--ways", nargs="+", default=[], metavar="WAY", help="these ways alone")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="units side by side (default: one a core)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=300.0, help="after which nothing new begins (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="three rows, a few steps: to see that it works")
+    parser.add_argument("--write", action="store_true", help="update bench/STUDY.md of this checkout")
+    parser.set_defaults(run=_study)
+
+
+def _study(options: argparse.Namespace) -> int:
+    study = importlib.import_module(".commands.study", __package__)
+    try:
+        status: int = study.run(
+            options.out,
+            data=options.data,
+            only=options.only,
+            seeds=options.seeds,
+            some_ways=options.ways,
+            jobs=options.jobs,
+            minutes=options.minutes,
+            quick=options.quick,
+            write=options.write,
+        )
+    except ValueError as error:
+        raise FileError(str(error)) from None
+    return status
 
 
 def _demo(options: argparse.Namespace) -> int:
