@@ -88,27 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_prune(commands)
     _add_oneshot(commands)
-
-    bench = commands.add_parser("bench", help="the tables of the papers, measured here against dense rivals")
-    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these benchmarks alone")
-    bench.add_argument("--threads", type=int, metavar="N", help="default: torch's number")
-    bench.add_argument("--seconds", type=float, default=2.0, help="spent on each row (default: %(default)s)")
-    bench.add_argument("--write", action="store_true", help="update the papers of this checkout")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="write the tables as JSON, too")
-    bench.add_argument("--quick", action="store_true", help="smaller problems, to see that it works")
-    bench.add_argument(
-        "--minutes", type=float, default=60.0, help="for the networks, at most (default: %(default)s)"
-    )
-    bench.add_argument(
-        "--network",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="this network or task alone; may be repeated",
-    )
-    bench.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    bench.set_defaults(run=_bench)
-
+    _add_bench(commands)
     _add_study(commands)
 
     validate = commands.add_parser(
@@ -199,6 +179,54 @@ def _add_oneshot(commands: Any) -> None:
     )
     parser.add_argument("--offload", type=Path, metavar="DIR", help="where activations wait")
     parser.set_defaults(run=_oneshot)
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="the tables of the papers, measured here against dense rivals",
+        description="Measure against dense rivals, in turns, and print tables. A mistake in a name lists all "
+        "of them; gemm, model and mask stand for several.",
+    )
+    bench.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="gemm, conv, decode, model, mask, memory, or a benchmark's own name; default: all",
+    )
+    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same")
+    bench.add_argument("--threads", type=int, metavar="N", help="default: torch's number")
+    bench.add_argument("--seconds", type=float, default=2.0, help="spent on each row (default: %(default)s)")
+    bench.add_argument("--write", action="store_true", help="update the papers of this checkout")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the tables as JSON, too")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="write all cells as CSV, too")
+    bench.add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw the tables, too: SVG files, and a page index.html"
+    )
+    bench.add_argument("--quick", action="store_true", help="smaller problems, to see that it works")
+    bench.add_argument(
+        "--minutes", type=float, default=60.0, help="for the networks, at most (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="this network or task alone; may be repeated",
+    )
+    bench.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    bench.add_argument(
+        "--batch",
+        action="append",
+        type=int,
+        default=[],
+        metavar="N",
+        help="for the networks: this batch alone; may be repeated",
+    )
+    bench.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: a GPU where cuSPARSELt runs on one, else the CPU"
+    )
+    bench.set_defaults(run=_bench)
 
 
 def _add_study(commands: Any) -> None:
@@ -294,7 +322,7 @@ def _bench(options: argparse.Namespace) -> int:
     run = importlib.import_module(".commands.bench", __package__).run
     try:
         status: int = run(
-            options.only,
+            [*options.names, *options.only],
             threads=options.threads,
             seconds=options.seconds,
             write=options.write,
@@ -303,6 +331,10 @@ def _bench(options: argparse.Namespace) -> int:
             minutes=options.minutes,
             networks=options.network,
             resume=options.resume,
+            batches=options.batch,
+            csv=options.csv,
+            plots=options.plots,
+            device=options.device,
         )
     except ValueError as error:
         raise FileError(str(error)) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparse24.commands import bench
-from sparse24.commands.bench import papers, table
+from sparse24.commands.bench import devices, papers, table
 from sparse24.commands.bench.machine import MachineClass
 
 ZEN = MachineClass("AMD Zen 3, AVX2, 2 cores")
@@ -101,8 +101,8 @@ def test_both_papers_are_written_and_other_classes_kept(planted: Path) -> None:
 
 def test_a_run_that_writes_names_its_command(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = table.Table("linear", "Linear.", [["a"], ["1"]])
-    monkeypatch.setattr(bench, "_benchmark", lambda name: lambda setting: [made])
-    monkeypatch.setattr(bench.MachineClass, "here", lambda: ZEN)
+    monkeypatch.setattr(bench, "_benchmark", lambda name, device: lambda setting: [made])
+    monkeypatch.setattr(devices.MachineClass, "here", lambda: ZEN)
     assert bench.run(["linear"], threads=2, write=True, progress=lambda line: None) == 0
     results = (planted / "bench" / "RESULTS.md").read_text()
     assert "\nBy `sparse24 bench --only linear --threads 2` on " in results

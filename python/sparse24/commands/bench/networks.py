@@ -96,7 +96,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     """The rows that are asked for, in order."""
     networks = [of_key(key) for key in setting.networks] or DEFINITIONS
     for network, dtype in itertools.product(networks, DTYPES):
-        for batch in network.batches[:1] if setting.quick else network.batches:
+        batches = setting.batches or network.batches
+        for batch in batches[:1] if setting.quick else batches:
             yield Case(network, dtype, "eager", batch)
             if batch == COMPILED_BATCH and dtype != "int8":
                 yield Case(network, dtype, "compiled", batch)
@@ -115,7 +116,8 @@ def _why_not(case: Case, last_pass: float, seconds_left: float) -> str:
 def _table(rows: list[list[str]], left: list[str], setting: Setting) -> Table:
     caption = (
         "Whole networks with random weights, 2:4 by magnitude, converted where that is faster (int8: all of "
-        "it). Torch: the same network dense in the same dtype (int8: linear layers by quantize_dynamic). "
+        "it, weights with a scale a channel, tokens and images with one each, dynamic). Torch: the same "
+        "network dense in the same dtype (int8: linear layers by quantize_dynamic). "
         "Best dense: the fastest of torch, oneDNN with prepacked weights"
         + (", and OpenVINO" if rivals.has_openvino() else "; OpenVINO is not installed here")
         + ". In products: share of torch's pass, eager, in all linear layers and convolutions, and in those "

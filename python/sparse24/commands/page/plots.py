@@ -137,16 +137,19 @@ def grouped(
 
     def draw(axes: Axes) -> list[Artist]:
         at, middles = 0.0, []
+        numbers = [value for _, values in rows for value in values.values()]
+        low, high = min(0.0, *numbers), max(0.0, reference or 0.0, *numbers)
         for _, values in rows:
             middles.append(at + (max(1, len(values)) - 1) / 2)
             for kind, value in values.items():
                 short = kinds == [""] and reference is not None and value < reference
                 box = axes.barh(at, value, 0.8, color=ORANGE if short else colours[kind])
-                axes.bar_label(box, [_short(value)], padding=3)
+                if reference is not None and 0 < reference - value < 0.08 * (high - low):  # the line is there
+                    axes.bar_label(box, [_short(value)], padding=-30, color="#ffffff")
+                else:
+                    axes.bar_label(box, [_short(value)], padding=3)
                 at += 1
             at += 0.5 + (not values)
-        numbers = [value for _, values in rows for value in values.values()]
-        low, high = min(0.0, *numbers), max(0.0, reference or 0.0, *numbers)
         axes.set_xlim(low - 0.12 * (high - low) * (low < 0), high + 0.12 * (high - low))
         _set_rows(axes, [name for name, _ in rows], middles, -0.7, at - 0.8)
         if reference is not None:
