@@ -43,7 +43,7 @@ def networks(tables: dict[str, Table]) -> Iterator[Drawing]:
 
 
 def _by_batch(name: str, lines: dict[str, list[tuple[float, float]]]) -> Drawing:
-    key = "".join(c if c.isalnum() else "-" for c in name.partition(",")[0].lower())
+    key = "".join(c if c.isalnum() else "-" for c in name.rpartition(",")[0].lower())
     title = f"{name}, over stock torch in the same dtype"
     caption = f"Whole network, eager, {HERE}."
     said = [
