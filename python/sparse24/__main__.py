@@ -226,6 +226,18 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: a GPU where cuSPARSELt runs on one, else the CPU"
     )
+    bench.add_argument(
+        "--readme-plots",
+        action="store_true",
+        help="measure nothing: draw docs/images/*.svg of this checkout from kept tables and results",
+    )
+    bench.add_argument(
+        "--study",
+        type=Path,
+        default=Path("sparse24-study", "results.jsonl"),
+        metavar="FILE",
+        help="for --readme-plots: what sparse24 study has kept (default: %(default)s)",
+    )
     bench.set_defaults(run=_bench)
 
 
@@ -319,6 +331,10 @@ def _oneshot(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.readme_plots:
+        where = importlib.import_module(".commands.bench.machine", __package__).MachineClass.here()
+        importlib.import_module(".commands.bench.front_page", __package__).write(options.study, where)
+        return 0
     run = importlib.import_module(".commands.bench", __package__).run
     try:
         status: int = run(

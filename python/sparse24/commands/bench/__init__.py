@@ -118,9 +118,9 @@ def run(
     setting = Setting(
         torch.get_num_threads(), seconds, quick, minutes, tuple(networks), tuple(batches), resume, progress
     )
-    typed = " ".join(
-        ["sparse24 bench", *only, f"--threads {setting.threads}", *(["--quick"] if quick else [])]
-    )
+    chosen = [f"--network {key}" for key in networks] + [f"--batch {batch}" for batch in batches]
+    options = " ".join([f"--threads {setting.threads}", *chosen, *(["--quick"] if quick else [])])
+    typed = " ".join(["sparse24 bench", *only, options])
     outputs = Outputs(root if write else None, out, csv, plots, typed)
     machine, where = Machine.here(), devices.machine_class(where_to)
     found: list[Table] = []
@@ -139,8 +139,7 @@ def run(
         for table in made:
             found.append(dataclasses.replace(table, name=f"{table.name}-{setting.threads}"))
             progress(shown(found[-1], machine))
-            command = f"sparse24 bench --only {name} --threads {setting.threads}"
-            outputs.publish(found[-1], machine, where, command)
+            outputs.publish(found[-1], machine, where, f"sparse24 bench --only {name} {options}")
         outputs.write(found, machine, where, progress)
         if status:
             return status

@@ -116,12 +116,13 @@ class _Watch:
         return end
 
     def times(self) -> Times:
-        """Medians; the parts add up to the whole."""
-        each = {name: statistics.median(spent) * 1e3 for name, spent in self._spent.items()}
+        """Means over the middle half of the calls, by their time: the parts add up to the whole."""
+        calls = [
+            dict(zip(self._spent, each, strict=True)) for each in zip(*self._spent.values(), strict=True)
+        ]
+        calls.sort(key=lambda call: call[""])
+        middle = calls[len(calls) // 4 : max(len(calls) // 4 + 1, 3 * len(calls) // 4)]
+        each = {name: statistics.fmean(call[name] for call in middle) * 1e3 for name in self._spent}
         parts = {part: sum(each[name] for name in names) for part, names in PARTS.items()}
-        inside = sum(value for name, value in each.items() if name.startswith("attention."))
-        softmax = max(0.0, each["attention"] - inside)
-        rest = max(
-            0.0, each[""] - each["attention"] - sum(each[n] for n in self._names if "attention" not in n)
-        )
-        return Times({**parts, SOFTMAX: softmax, RESIDUALS: rest}, each[""])
+        parts[SOFTMAX] = each["attention"] - sum(each[n] for n in self._names if n.startswith("attention."))
+        return Times({**parts, RESIDUALS: each[""] - sum(parts.values())}, each[""])

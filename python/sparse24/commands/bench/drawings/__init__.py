@@ -21,6 +21,7 @@ _DRAWN: dict[str, Callable[[dict[str, Table]], Iterator[Drawing]]] = {
     "roofline": limits.roofline,
     "encoder": networks.encoder,
     "networks": networks.networks,
+    "batches": networks.batches,
     "memory": sizes.memory,
     "masks": sizes.masks,
     "masks-python": sizes.masks_python,

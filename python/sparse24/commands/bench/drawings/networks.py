@@ -13,7 +13,15 @@ from .drawing import HERE, Drawing, column, number
 
 def networks(tables: dict[str, Table]) -> Iterator[Drawing]:
     """Ratios by batch of each network, then predicted against measured ratios of all."""
-    table = tables["networks"]
+    yield from _networks(tables["networks"], "amdahl")
+
+
+def batches(tables: dict[str, Table]) -> Iterator[Drawing]:
+    """The same of networks at batches that were asked for."""
+    yield from _networks(tables["batches"], "amdahl-batches")
+
+
+def _networks(table: Table, amdahl: str) -> Iterator[Drawing]:
     names, dtypes, modes, batches = (column(table, head) for head in ("network", "dtype", "mode", "batch"))
     ratios, laws = column(table, "x torch"), column(table, "Amdahl")
     series: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
@@ -39,11 +47,11 @@ def networks(tables: dict[str, Table]) -> Iterator[Drawing]:
             f"Every row of the table, {HERE}. Predicted: from the share of the sparse layers in the dense "
             "pass, and from the ratios of those layers alone."
         )
-        yield Drawing("amdahl", svg, caption)
+        yield Drawing(amdahl, svg, caption)
 
 
 def _by_batch(name: str, lines: dict[str, list[tuple[float, float]]]) -> Drawing:
-    key = "".join(c if c.isalnum() else "-" for c in name.partition(",")[0].lower())
+    key = "".join(c if c.isalnum() else "-" for c in name.rpartition(",")[0].lower())
     title = f"{name}, over stock torch in the same dtype"
     caption = f"Whole network, eager, {HERE}."
     said = [
