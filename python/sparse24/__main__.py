@@ -1,4 +1,7 @@
-"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | validate-gpu``."""
+"""The command line: ``sparse24 demo | doctor | report | prune | oneshot | bench | study | validate-gpu``.
+
+More than 300 lines: the options of every command, and its call.
+"""
 
 from __future__ import annotations
 
@@ -85,26 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_prune(commands)
     _add_oneshot(commands)
-
-    bench = commands.add_parser("bench", help="the tables of the papers, measured here against dense rivals")
-    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these benchmarks alone")
-    bench.add_argument("--threads", type=int, metavar="N", help="default: torch's number")
-    bench.add_argument("--seconds", type=float, default=2.0, help="spent on each row (default: %(default)s)")
-    bench.add_argument("--write", action="store_true", help="update the papers of this checkout")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="write the tables as JSON, too")
-    bench.add_argument("--quick", action="store_true", help="smaller problems, to see that it works")
-    bench.add_argument(
-        "--minutes", type=float, default=60.0, help="for the networks, at most (default: %(default)s)"
-    )
-    bench.add_argument(
-        "--network",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="this network or task alone; may be repeated",
-    )
-    bench.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    bench.set_defaults(run=_bench)
+    _add_bench(commands)
+    _add_study(commands)
 
     validate = commands.add_parser(
         "validate-gpu", help="check and time on this machine's GPU everything that only a GPU can show"
@@ -196,6 +181,111 @@ def _add_oneshot(commands: Any) -> None:
     parser.set_defaults(run=_oneshot)
 
 
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="the tables of the papers, measured here against dense rivals",
+        description="Measure against dense rivals, in turns, and print tables. A mistake in a name lists all "
+        "of them; gemm, model and mask stand for several.",
+    )
+    bench.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="gemm, conv, decode, model, mask, memory, or a benchmark's own name; default: all",
+    )
+    bench.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same")
+    bench.add_argument("--threads", type=int, metavar="N", help="default: torch's number")
+    bench.add_argument("--seconds", type=float, default=2.0, help="spent on each row (default: %(default)s)")
+    bench.add_argument("--write", action="store_true", help="update the papers of this checkout")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the tables as JSON, too")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="write all cells as CSV, too")
+    bench.add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw the tables, too: SVG files, and a page index.html"
+    )
+    bench.add_argument("--quick", action="store_true", help="smaller problems, to see that it works")
+    bench.add_argument(
+        "--minutes", type=float, default=60.0, help="for the networks, at most (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="this network or task alone; may be repeated",
+    )
+    bench.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    bench.add_argument(
+        "--batch",
+        action="append",
+        type=int,
+        default=[],
+        metavar="N",
+        help="for the networks: this batch alone; may be repeated",
+    )
+    bench.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: a GPU where cuSPARSELt runs on one, else the CPU"
+    )
+    bench.add_argument(
+        "--readme-plots",
+        action="store_true",
+        help="measure nothing: draw docs/images/*.svg of this checkout from kept tables and results",
+    )
+    bench.add_argument(
+        "--study",
+        type=Path,
+        default=Path("sparse24-study", "results.jsonl"),
+        metavar="FILE",
+        help="for --readme-plots: what sparse24 study has kept (default: %(default)s)",
+    )
+    bench.set_defaults(run=_bench)
+
+
+def _add_study(commands: Any) -> None:
+    parser = commands.add_parser(
+        "study",
+        help="train the talk's families of networks here, dense beside sparse, over seeds",
+        description="Train networks of the talk's families, dense and by its recipe, over seeds. Every unit "
+        "takes at most ten minutes and is kept when done: the same command goes on where one stopped. "
+        "OUT/index.html and OUT/STUDY.md tell the results.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("sparse24-study"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where data are looked for first")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows alone")
+    parser.add_argument("--ways", nargs="+", default=[], metavar="WAY", help="these ways alone")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="units side by side (default: one a core)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=300.0, help="after which nothing new begins (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="three rows, a few steps: to see that it works")
+    parser.add_argument("--write", action="store_true", help="update bench/STUDY.md of this checkout")
+    parser.set_defaults(run=_study)
+
+
+def _study(options: argparse.Namespace) -> int:
+    study = importlib.import_module(".commands.study", __package__)
+    try:
+        status: int = study.run(
+            options.out,
+            data=options.data,
+            only=options.only,
+            seeds=options.seeds,
+            some_ways=options.ways,
+            jobs=options.jobs,
+            minutes=options.minutes,
+            quick=options.quick,
+            write=options.write,
+        )
+    except ValueError as error:
+        raise FileError(str(error)) from None
+    return status
+
+
 def _demo(options: argparse.Namespace) -> int:
     status: int = importlib.import_module(".commands.demo", __package__).main(
         quick=options.quick, out=options.out
@@ -241,10 +331,14 @@ def _oneshot(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.readme_plots:
+        where = importlib.import_module(".commands.bench.machine", __package__).MachineClass.here()
+        importlib.import_module(".commands.bench.front_page", __package__).write(options.study, where)
+        return 0
     run = importlib.import_module(".commands.bench", __package__).run
     try:
         status: int = run(
-            options.only,
+            [*options.names, *options.only],
             threads=options.threads,
             seconds=options.seconds,
             write=options.write,
@@ -253,6 +347,10 @@ def _bench(options: argparse.Namespace) -> int:
             minutes=options.minutes,
             networks=options.network,
             resume=options.resume,
+            batches=options.batch,
+            csv=options.csv,
+            plots=options.plots,
+            device=options.device,
         )
     except ValueError as error:
         raise FileError(str(error)) from None

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 import sparse24
 from sparse24.__main__ import main
 from sparse24.commands import bench
-from sparse24.commands.bench import calls, conv, decode, kernels, linear, memory, permutation, table
+from sparse24.commands.bench import calls, conv, decode, devices, kernels, linear, memory, permutation, table
 
 BRIEF = ("--seconds", "0.001", "--threads", "1")
 CHECKOUT = Path(__file__).parents[3]
@@ -119,16 +119,33 @@ def test_the_tables_of_the_cpp_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_benchmark_is_a_module_and_every_module_is_listed() -> None:
     listed = [entry.name for entry in bench.BENCHMARKS]
     made = [path.stem for path in Path(bench.__file__).parent.glob("*.py")]
-    assert set(made) - {"__init__", "keeping", "machine", "papers", "rivals", "single", "table"} == set(
-        listed
-    )
+    others = {
+        "__init__",
+        "devices",
+        "front_page",
+        "keeping",
+        "machine",
+        "outputs",
+        "papers",
+        "rivals",
+        "single",
+        "table",
+    }
+    assert set(made) - others == set(listed)
     assert all(callable(bench._benchmark(name)) for name in listed)
+    assert all(callable(bench._benchmark(name, "cuda")) for name in devices.ON_GPU)
+    assert {name for names in bench.GROUPS.values() for name in names} <= set(listed)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--only", "nothing"], "there is no benchmark 'nothing'; the benchmarks are linear, decode"),
+        (
+            ["nothing"],
+            "permutation, talk, roofline, encoder, masks, calls, memory, kernels, gemm, model, mask",
+        ),
+        (["--batch", "0"], "a batch must be 1 or more, not 0"),
         (["--threads", "0"], "threads must be 1 or more, not 0"),
         (["--seconds", "0"], "seconds must be more than 0, not 0"),
         (["--minutes", "-1"], "minutes must be more than 0, not -1"),

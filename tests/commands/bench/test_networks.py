@@ -137,9 +137,28 @@ def test_what_the_time_does_not_reach_is_named() -> None:
 
 def test_a_large_batch_of_a_slow_network_is_left_out() -> None:
     case = networks.Case(SMALL, "fp32", "eager", 32)
-    assert networks._why_not(case, 1.24, 100) == ""
-    assert networks._why_not(case, 1.3, 100) == "a pass would take 5 s"
+    before = case._replace(batch=16)
+    assert networks._grown(case, (before, 2.4)) == pytest.approx(4.8)
+    assert networks._grown(case, (before._replace(dtype="bf16"), 2.4)) == networks._grown(case, None) == 0
+    assert networks._why_not(case, 4.8, 100) == ""
+    assert networks._why_not(case, 5.2, 100) == "a pass would take 5 s"
     assert networks._why_not(case._replace(batch=8), 60.0, 100) == ""
+
+
+@pytest.mark.usefixtures("small")
+def test_batches_that_are_asked_for_are_a_table_of_their_own(tmp_path: Path) -> None:
+    out, plots = tmp_path / "networks.json", tmp_path / "plots"
+    arguments = ["networks", "--batch", "2", "--batch", "4", "--seconds", "0.001", "--threads", "1"]
+    assert main(["bench", *arguments, "--out", str(out), "--plots", str(plots)]) == 0
+    (made,) = json.loads(out.read_text())["tables"]
+    assert made["name"] == "batches-1"
+    assert [row[3] for row in made["rows"][1:]] == ["2", "4"] * 3
+    assert {path.name for path in plots.iterdir()} == {
+        "amdahl-batches.svg",
+        "index.html",
+        "network-small.svg",
+    }
+    assert "sparse24 bench networks --threads 1 --batch 2 --batch 4" in (plots / "index.html").read_text()
 
 
 @pytest.mark.usefixtures("small")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparse24.commands import bench
-from sparse24.commands.bench import papers, table
+from sparse24.commands.bench import devices, papers, table
 from sparse24.commands.bench.machine import MachineClass
 
 ZEN = MachineClass("AMD Zen 3, AVX2, 2 cores")
@@ -101,8 +101,8 @@ def test_both_papers_are_written_and_other_classes_kept(planted: Path) -> None:
 
 def test_a_run_that_writes_names_its_command(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = table.Table("linear", "Linear.", [["a"], ["1"]])
-    monkeypatch.setattr(bench, "_benchmark", lambda name: lambda setting: [made])
-    monkeypatch.setattr(bench.MachineClass, "here", lambda: ZEN)
+    monkeypatch.setattr(bench, "_benchmark", lambda name, device: lambda setting: [made])
+    monkeypatch.setattr(devices.MachineClass, "here", lambda: ZEN)
     assert bench.run(["linear"], threads=2, write=True, progress=lambda line: None) == 0
     results = (planted / "bench" / "RESULTS.md").read_text()
     assert "\nBy `sparse24 bench --only linear --threads 2` on " in results
@@ -117,6 +117,6 @@ def test_the_papers_of_this_checkout_have_sections_of_this_form() -> None:
     assert f"<!-- class:{ZEN.key} -->\n## {ZEN.title}\n" in results
     for name in ("linear-2", "conv-2"):
         assert papers.replaced(results, name, ZEN, "new") is not None
-    shown = re.findall(r"<!-- table:([\w-]+)@([\w-]+) -->", readme)
-    assert [name for name, _ in shown] == ["linear-2", "conv-2"]
-    assert all(f"<!-- table:{name}@{key} -->" in results for name, key in shown)
+    shown = re.findall(r"\]\(docs/images/(\w+)\.svg\)", readme)
+    assert {"speed", "size"} <= set(shown)
+    assert all((root / "docs" / "images" / f"{name}.svg").exists() for name in shown)

@@ -151,7 +151,7 @@ def test_pairs_are_lemmas_with_their_first_definition(tmp_path: Path) -> None:
     ]
     path = tmp_path / "data.noun"
     path.write_text("\n".join(lines))
-    assert minilm._pairs(path) == [
+    assert minilm.pairs(path) == [
         ("entity", "that which is"), ("physical entity", "an entity that exists; of matter"),
     ]  # fmt: skip
 

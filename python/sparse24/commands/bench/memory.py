@@ -99,12 +99,12 @@ def measure(network: Network, layers: int, dtype: torch.dtype, *, sparse: bool) 
     """
     _forward(_built(network, 1, dtype, sparse=sparse), network, dtype)  # loads what a first call loads
     gc.collect()
-    others, before = _live_storages(), resident()
+    others, before = live_storages(), resident()
     model = _built(network, layers, dtype, sparse=sparse)
     _forward(model, network, dtype)
     gc.collect()
     grown = resident() - before
-    held = {address: size for address, size in _live_storages().items() if address not in others}
+    held = {address: size for address, size in live_storages().items() if address not in others}
     return Held(sum(held.values()), grown)
 
 
@@ -129,7 +129,7 @@ def _forward(model: nn.Sequential, network: Network, dtype: torch.dtype) -> None
         model(torch.randn(*network.input).to(dtype))
 
 
-def _live_storages() -> dict[int, int]:
+def live_storages() -> dict[int, int]:
     """Bytes by address of all memory of this process that a tensor owns or shares."""
     # Tensors of other classes wrap plain ones or, like fake and lazy ones, have no memory.
     plain = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter) and each.is_cpu]

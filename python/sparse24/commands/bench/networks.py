@@ -69,22 +69,22 @@ def tables(setting: Setting) -> list[Table]:
     store = keeping.Rows("networks", setting)
     rows: list[list[str]] = [HEADER]
     left: list[str] = []
-    pair: tuple[object, ...] = ()
-    pass_seconds = 0.0
+    last: tuple[Case, float] | None = None  # what was measured before, and the seconds of its dense pass
     try:
         for case in cases(setting):
             known = store.get(case.key)
             if known is not None:
                 rows.append(known)
+                last = (case, float(known[HEADER.index("torch ms")]) / 1e3)
                 continue
-            reason = _why_not(case, pass_seconds if pair == case[:2] else 0.0, end - time.monotonic())
+            reason = _why_not(case, _grown(case, last), end - time.monotonic())
             if reason:
                 left.append(f"{case.key}: {reason}")
                 setting.progress(f"  {left[-1]}")
                 continue
             setting.progress(f"  {case.key} ...")
             cells, pass_seconds = measure(case, setting)
-            pair = case[:2]
+            last = (case, pass_seconds)
             rows.append(store.put(case.key, cells))
             setting.progress("  " + " | ".join(cells))
     except KeyboardInterrupt:
@@ -96,17 +96,24 @@ def cases(setting: Setting) -> Iterator[Case]:
     """The rows that are asked for, in order."""
     networks = [of_key(key) for key in setting.networks] or DEFINITIONS
     for network, dtype in itertools.product(networks, DTYPES):
-        for batch in network.batches[:1] if setting.quick else network.batches:
+        batches = setting.batches or network.batches
+        for batch in batches[:1] if setting.quick else batches:
             yield Case(network, dtype, "eager", batch)
             if batch == COMPILED_BATCH and dtype != "int8":
                 yield Case(network, dtype, "compiled", batch)
 
 
-def _why_not(case: Case, last_pass: float, seconds_left: float) -> str:
-    """Why a row is left out; ``last_pass``: seconds of the dense pass at the batch before, 0: none was."""
+def _grown(case: Case, last: tuple[Case, float] | None) -> float:
+    """Seconds that a dense pass would take, by what another batch took; 0: unknown."""
+    if last is None or last[0][:2] != case[:2]:
+        return 0.0
+    return last[1] * case.batch / last[0].batch
+
+
+def _why_not(case: Case, grown: float, seconds_left: float) -> str:
+    """Why a row is left out; ``grown``: seconds that a dense pass would take, 0: unknown."""
     if seconds_left <= 0:
         return "the time was up"
-    grown = last_pass * case.batch / COMPILED_BATCH
     if case.batch > COMPILED_BATCH and grown > LONG_PASS_SECONDS:
         return f"a pass would take {grown:.0f} s"
     return ""
@@ -115,7 +122,8 @@ def _why_not(case: Case, last_pass: float, seconds_left: float) -> str:
 def _table(rows: list[list[str]], left: list[str], setting: Setting) -> Table:
     caption = (
         "Whole networks with random weights, 2:4 by magnitude, converted where that is faster (int8: all of "
-        "it). Torch: the same network dense in the same dtype (int8: linear layers by quantize_dynamic). "
+        "it, weights with a scale a channel, tokens and images with one each, dynamic). Torch: the same "
+        "network dense in the same dtype (int8: linear layers by quantize_dynamic). "
         "Best dense: the fastest of torch, oneDNN with prepacked weights"
         + (", and OpenVINO" if rivals.has_openvino() else "; OpenVINO is not installed here")
         + ". In products: share of torch's pass, eager, in all linear layers and convolutions, and in those "
@@ -126,7 +134,7 @@ def _table(rows: list[list[str]], left: list[str], setting: Setting) -> Table:
         caption = f"QUICK, {QUICK_DEPTH:.0%} of the depth: figures of no network. " + caption
     if left:
         caption += " Left out: " + "; ".join(left) + "."
-    return Table("networks", caption, rows)
+    return Table("batches" if setting.batches else "networks", caption, rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,5 +60,17 @@ def replaced(paper: str, name: str, where: MachineClass, text: str) -> str | Non
     return done if found else None
 
 
+def kept(paper: str, where: MachineClass) -> list[Table]:
+    """The tables of a class that a paper has, as they were written."""
+    found = []
+    pattern = r"<!-- table:(\S+)@" + re.escape(where.key) + r" -->\n(.*?)\n<!-- /table:"
+    for name, text in re.findall(pattern, paper, re.DOTALL):
+        caption, _, rest = text.partition("\n\n")
+        lines = [line for line in rest.splitlines() if line.startswith("| ")]
+        rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+        found.append(Table(name, caption, [rows[0], *rows[2:]]))
+    return found
+
+
 def _markers(kind: str, name: str) -> tuple[str, str]:
     return f"<!-- {kind}:{name} -->", f"<!-- /{kind}:{name} -->"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,6 +26,19 @@ class Table:
         return self.caption + "\n\n" + "\n".join(lines)
 
 
+def as_csv(tables: Sequence[Table]) -> str:
+    """All cells of some tables, one a line: table, row (from 1), what the row begins with, column, value."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["table", "row", "name", "column", "value"])
+    for table in tables:
+        head, *body = table.rows
+        for index, row in enumerate(body, 1):
+            pairs = zip(head, row, strict=True)
+            writer.writerows([table.name, index, row[0], column, cell] for column, cell in pairs)
+    return file.getvalue()
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What a benchmark is asked for."""
@@ -35,6 +50,7 @@ class Setting:
         60.0  #: that a benchmark of many rows may take; what is not reached is left out, and told
     )
     networks: tuple[str, ...] = ()  #: keys of the networks to measure; empty: all
+    batches: tuple[int, ...] = ()  #: of the networks; empty: each one's own
     resume: bool = False  #: take over rows that an interrupted run has measured
     progress: Callable[[str], None] = print  #: told of every row
 

@@ -1,4 +1,4 @@
-"""``sparse24 demo``: the recipe on images, a pretrained transformer, and the talk's tables, measured here."""
+"""``sparse24 demo``: the recipe on images, a pretrained network, and the talk's tables, on a page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NEEDED = {
     "tokenizers": "tokenizers",
     "tqdm": "tqdm",
 }
-_PARTS = ("recipe", "transformer", "tables")
+_PARTS = ("recipe", "oneshot", "tables")
 
 
 def missing_packages() -> list[str]:
@@ -31,10 +31,10 @@ def missing_packages() -> list[str]:
 
 
 def main(quick: bool = False, out: Path = Path("sparse24-demo")) -> int:
-    """Run all parts; print their tables; write demo.json, demo.png and the compressed models to ``out``.
+    """Run all parts; print their tables; write a page, demo.json and the models to ``out``.
 
     Args:
-        quick: smaller problems, under one minute on two cores; otherwise under five.
+        quick: smaller problems, about one minute on two cores; otherwise three.
         out: a folder, made if need be.
 
     Returns:
@@ -62,13 +62,15 @@ def main(quick: bool = False, out: Path = Path("sparse24-demo")) -> int:
         if outcome.table:
             print(format_table(outcome.table))
         print("\n".join(outcome.notes))
+    command = "sparse24 demo" + (" --quick" if quick else "")
     record = {
         "machine": dataclasses.asdict(machine),
-        "command": "sparse24 demo" + (" --quick" if quick else ""),
+        "command": command,
         "seconds": seconds,
         **{name: outcome.data for name, outcome in outcomes.items()},
     }
     (out / "demo.json").write_text(json.dumps(record, indent=2) + "\n")
-    importlib.import_module(".figure", __name__).draw(outcomes, str(machine), out / "demo.png")
-    print(f"\n{seconds:.0f} s; figures: {out / 'demo.png'}, numbers: {out / 'demo.json'}")
+    page_of = importlib.import_module(".figures", __name__).page_of
+    page_of(outcomes, str(machine), command, seconds).write(out / "index.html")
+    print(f"\n{seconds:.0f} s; page: {out / 'index.html'}, numbers: {out / 'demo.json'}")
     return 0

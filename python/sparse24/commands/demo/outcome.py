@@ -18,6 +18,7 @@ class Outcome:
     """The result of one part."""
 
     title: str
+    short: str  #: all of it in a sentence
     table: list[tuple[str, ...]]  #: the first row is the header; empty for a part that could not run
     notes: list[str]  #: sentences under the table
     data: dict[str, Any]  #: the same figures for demo.json, times in seconds
@@ -67,11 +68,17 @@ def save_both(dense: nn.Module, sparse: nn.Module, out: Path, name: str) -> tupl
 
 def speed_row(name: str, pair: Pair) -> tuple[str, ...]:
     """A table row: what, dense, sparse, ratio."""
+    return name, in_units(pair.dense), in_units(pair.sparse), in_words(pair)
+
+
+def in_words(pair: Pair) -> str:
+    """How the sparse call compares: "1.50x faster"."""
     faster = pair.speedup >= 1
-    ratio = f"{pair.speedup:.2f}x faster" if faster else f"{1 / pair.speedup:.2f}x slower"
-    return name, in_units(pair.dense), in_units(pair.sparse), ratio
+    return f"{pair.speedup:.2f}x faster" if faster else f"{1 / pair.speedup:.2f}x slower"
 
 
 def size_row(name: str, sizes: tuple[int, int]) -> tuple[str, ...]:
     """A table row: what, dense, sparse, ratio."""
-    return name, megabytes(sizes[0]), megabytes(sizes[1]), f"{sizes[0] / sizes[1]:.2f}x smaller"
+    smaller = sizes[0] >= sizes[1]
+    ratio = f"{sizes[0] / sizes[1]:.2f}x smaller" if smaller else f"{sizes[1] / sizes[0]:.2f}x larger"
+    return name, megabytes(sizes[0]), megabytes(sizes[1]), ratio

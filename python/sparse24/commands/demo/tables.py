@@ -92,7 +92,12 @@ def run(quick: bool, out: Path, progress: Progress) -> Outcome:
         "batch_divided_by": fewer_images,
         "n_divided_by": fewer_tokens,
     }
-    return Outcome(TITLE, table, notes, data)
+    here, there = [pair.speedup for _, pair, _ in rows], [talk for *_, talk in rows]
+    short = (
+        f"The talk's shapes: {min(here):.2f}x to {max(here):.2f}x as fast as dense here, in fp32; the talk "
+        f"has {min(there):.2f}x to {max(there):.2f}x on an A100, in FP16."
+    )
+    return Outcome(TITLE, short, table, notes, data)
 
 
 def time_gemm(gemm: Gemm) -> Pair:

@@ -32,10 +32,10 @@ class Here:
         self._folder = folder
         self._tokenizer = transformer.load_tokenizer(folder)
         self._tokenizer.enable_truncation(_LONGEST)
-        pairs = _pairs(NOUNS)
-        random.Random(24).shuffle(pairs)
+        found = pairs(NOUNS)
+        random.Random(24).shuffle(found)
         judged, self._calibrated = (100, 64) if quick else (2000, 1024)
-        self._judge, self._others = pairs[:judged], pairs[judged:]
+        self._judge, self._others = found[:judged], found[judged:]
 
     def dense(self) -> nn.Module:
         return transformer.load(self._folder)
@@ -64,7 +64,7 @@ class Here:
         return transformer.tokens_of(self._tokenizer, texts)
 
 
-def _pairs(path: Path) -> list[tuple[str, str]]:
+def pairs(path: Path) -> list[tuple[str, str]]:
     """Lemma and definition, each lemma once, with its first definition and without examples."""
     found: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
