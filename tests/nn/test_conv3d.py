@@ -76,6 +76,24 @@ def test_it_matches_the_dense_module(options: dict[str, Any], layout: torch.memo
         assert_matches(F.conv3d(x, sparse.weight, dense.bias, *geometry), expected)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "is_flat"),
+    [
+        (1, 1, 0, True),
+        ((3, 1, 1), (2, 1, 1), (1, 0, 0), True),
+        ((1, 3, 1), 1, 0, False),
+        (1, 2, 0, False),
+        (1, 1, 1, False),
+    ],
+)
+def test_kernels_of_one_pixel_copy_nothing(kernel: Any, stride: Any, padding: Any, is_flat: bool) -> None:
+    dense = prune_layers(nn.Conv3d(9, 12, kernel, stride, padding))
+    sparse = SparseConv3d.from_dense(dense)
+    assert sparse._is_flat == is_flat
+    x = torch.randn(2, 9, 4, 5, 6)
+    assert_matches(sparse(x), copy.deepcopy(dense).double()(x.double()))
+
+
 def test_unbatched_and_empty_inputs() -> None:
     dense = small()
     sparse = SparseConv3d.from_dense(dense)
@@ -125,14 +143,19 @@ def test_what_it_refuses() -> None:
 
 
 @pytest.mark.parametrize("way", INT8_WAYS)
-def test_int8(way: str) -> None:
-    dense = small()
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1)])
+def test_int8(way: str, kernel: tuple[int, int, int]) -> None:
+    dense = pruned(in_channels=8, out_channels=12, kernel_size=kernel, padding=tuple(k // 2 for k in kernel))
     sparse = SparseConv3d.from_dense(dense).to_int8(**INT8_WAYS[way])
     x = torch.randn(2, 8, 4, 5, 6).clamp(-3, 3)
     assert relative_error(sparse(x), dense(x)) < 0.03
-    again = SparseConv3d(8, 12, 3, padding=1)
+    again = SparseConv3d(8, 12, kernel, padding=tuple(k // 2 for k in kernel))
     again.load_state_dict(saved(sparse))
     assert torch.equal(again(x), sparse(x))
+    own = x.clone().requires_grad_()
+    sparse(own).sum().backward()
+    expected = torch.autograd.grad(dense(own).sum(), own)[0]
+    assert relative_error(own.grad, expected) < 0.03
 
 
 class Video(nn.Module):

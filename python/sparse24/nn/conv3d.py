@@ -14,7 +14,7 @@ from .. import ops
 from . import grad, int8, onnx
 from .compressed import CompressedModule, wants_grad
 from .forms import Conv3dForm, compress_weight
-from .planes import Depth, is_channels_last_3d, stacked, unstacked
+from .planes import Depth, is_channels_last_3d, stacked, stacked_weight, unstacked
 from .tracing import leaf_of
 
 _Size = int | tuple[int, int, int]
@@ -26,8 +26,8 @@ class SparseConv3d(CompressedModule):
     The weight [out, C, T, R, S] is compressed as the matrix [out, R*S*T*C4] with k ordered (r, s, t, c) and
     C4 = in_channels / groups rounded up to 4: ``values`` [out, K/2] and ``indices`` uint8 [out, K/8] with
     K = R*S*T*C4 rounded up to 8. The planes under the T taps are stacked along the channels for one
-    convolution of the kind of :class:`SparseConv2d`: a copy of T times the input. A channels_last_3d input
-    gives a channels_last_3d output.
+    convolution of the kind of :class:`SparseConv2d`: a copy of T times the input, but none for kernels
+    [T, 1, 1]. A channels_last_3d input gives a channels_last_3d output.
 
     Equivalent to ``activation(F.conv3d(input, self.weight, self.bias, ...))``.
 
@@ -79,14 +79,21 @@ class SparseConv3d(CompressedModule):
         written = list(like._reversed_padding_repeated_twice)  # along width, height, depth
         if isinstance(like.padding, tuple):  # as given, so that a negative one is refused as such
             written = [p for size in reversed(like.padding) for p in (size, size)]
-        left, right, top, bottom = written[:4]
-        inside = self.padding_mode == "zeros" and left == right and top == bottom
-        self._written_padding = [0, 0, 0, 0, *written[4:]] if inside else written
-        self._written_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        left, right, top, bottom, front, back = written
+        zeros = self.padding_mode == "zeros"
+        inside = zeros and left == right and top == bottom
+        #: [T, 1, 1]: a convolution of [D, H*W] by [T, 1], which needs no copy.
+        self._is_flat = self.kernel_size[1:] == self.stride[1:] == (1, 1) and not any(written[:4])
+        self._is_flat = self._is_flat and (front == back if zeros else not (front or back))
+        self._written_padding = [0, 0, 0, 0, front, back] if inside else written
+        self._written_mode = "constant" if zeros else self.padding_mode
         pad = (top, left) if inside else (0, 0)
+        t, s, d = self.kernel_size[0], self.stride[0], self.dilation[0]
         window = (*self.kernel_size[1:], *self.stride[1:], *pad, *self.dilation[1:], self.groups)
         self._window = cast(ops.Window, window)
-        self._depth = Depth(self.kernel_size[0], self.stride[0], self.dilation[0], self.groups)
+        if self._is_flat:
+            self._written_padding, self._window = [], (t, 1, s, 1, front, 0, d, 1, self.groups)
+        self._depth = Depth(t, s, d, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, D, H, W] or [C, D, H, W], in the dtype of ``values``, as ``nn.Conv3d``."""
@@ -102,6 +109,8 @@ class SparseConv3d(CompressedModule):
             return self.forward(input.unsqueeze(0)).squeeze(0)
         if onnx.is_exported():
             return self._by_torch(input, onnx.weight(self))
+        if self._is_flat:
+            return self._product(input.flatten(3)).unflatten(3, input.shape[3:])  # type: ignore[no-any-return,no-untyped-call]
         if any(self._written_padding):
             layout = torch.channels_last_3d if is_channels_last_3d(input) else torch.contiguous_format
             padded = F.pad(input, self._written_padding, self._written_mode)
@@ -126,9 +135,13 @@ class SparseConv3d(CompressedModule):
         if self.padding_mode == "zeros":
             options: Any = (self.stride, self.padding, self.dilation, self.groups)
             return ops.activate(F.conv3d(input, weight, self.bias, *options), self.activation)
-        padded = F.pad(input, self._written_padding, self._written_mode)
+        padded = F.pad(input, self._written_padding, self._written_mode) if self._written_padding else input
         output = F.conv3d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
         return ops.activate(output, self.activation)
+
+    def _two_dimensional(self, weight: Tensor) -> Tensor:
+        """The dense weight of the convolution that is computed."""
+        return weight.squeeze(4) if self._is_flat else stacked_weight(weight)
 
     @property
     def _form(self) -> Conv3dForm:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.cuda import device_kernels
-from .planes import stacked_weight
 
 if TYPE_CHECKING:
     from .compressed import CompressedModule
@@ -210,7 +209,8 @@ def _conv2d_by(
     exact = product(input.detach(), *operands, plain, "none", layer._window)
     _, stride, padding, dilation, groups = ops.geometry_of(layer._window)
     weight = dequantized(layer, input.dtype)
-    weight = stacked_weight(weight) if weight.dim() == 5 else weight
+    three: Any = layer
+    weight = three._two_dimensional(weight) if weight.dim() == 5 else weight
     smooth = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
     return ops.activate(output, layer.activation)
