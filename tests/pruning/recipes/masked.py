@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparse24 import Sparsifier
 from sparse24.pruning import recipes
@@ -29,3 +29,9 @@ def twins(pattern: str) -> tuple[Any, Any, Sparsifier]:
     report = recipes.sparse_products(sparsifier, when="always")
     assert [row.done for row in report] == [True, True, False]
     return dense, model, sparsifier
+
+
+def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    model(x).square().sum().backward()
+    return [x.grad, *(p.grad for p in model.parameters())]  # type: ignore[list-item]

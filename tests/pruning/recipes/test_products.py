@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,15 +22,9 @@ from sparse24.pruning import recipes
 from sparse24.pruning.recipes import products
 
 from ..networks import same_state
-from .masked import network, pruned, twins
+from .masked import gradients, network, pruned, twins
 
 pytestmark = pytest.mark.usefixtures("seeded")
-
-
-def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
-    x = x.clone().requires_grad_()
-    model(x).square().sum().backward()
-    return [x.grad, *(p.grad for p in model.parameters())]  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "transposable"])
@@ -206,18 +198,6 @@ def test_checkpointing_recomputes_by_the_same_products() -> None:
 
     for found, expected in zip(gradients(Checkpointed(), x), gradients(dense, x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_in_distributed_data_parallel(tmp_path: Path) -> None:
-    dense, model, _ = twins("transposable")
-    x = torch.randn(9, 16)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        found = gradients(nn.parallel.DistributedDataParallel(model), x)
-    finally:
-        dist.destroy_process_group()
-    for ours, expected in zip(found, gradients(dense, x), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")

@@ -16,9 +16,9 @@ from ...ops.registry import Error
 from ...report import Report
 from ...timing import Pair, in_units, interleaved_times
 from ..packed import PackedMask
-from ..prunable import Candidate, layer_at
+from ..prunable import Candidate, layer_at, stored_weight
 from ..running import as_it_was, quiet, run_batch
-from ..sharding import is_sharded
+from ..sharding import is_sharded, reshard
 from ..sparsifier import Sparsifier
 from .dynamic import DynamicSparsity
 from .mvue import MvueLinear
@@ -50,9 +50,10 @@ def sparse_products(
     On a CPU these are this library's kernels, on a GPU cuSPARSELt's; the kept values are taken from the
     parameter at each call. Outputs and gradients are those of the masked weights, to rounding.
 
-    Parameters, state_dict, optimizer and enforcement stay as they are, and masks may change at any step. In
-    eval mode, and in what ``torch.compile`` or an exporter takes, the layers compute as before.
-    :func:`dense_products` undoes it.
+    Parameters, state_dict, optimizer and enforcement stay as they are, and masks may change at any step.
+    Where the values lie takes 2 bytes a weight, of a transposable mask 4. In eval mode, in shards, and in
+    what ``torch.compile`` or an exporter takes, the layers compute as before. :func:`dense_products` undoes
+    it.
 
     Args:
         recipe: a Sparsifier, or a recipe over one; pruned by now or later.
@@ -71,6 +72,7 @@ def sparse_products(
             as it was.
     """
     sparsifier = _sparsifier_of(recipe)
+    reshard(sparsifier._model)
     if when not in ("faster", "always"):
         raise ValueError(f'when must be "faster" or "always", not {when!r}')
     if (when == "faster") != (example_inputs is not None):
@@ -124,6 +126,9 @@ def _layer(sparsifier: Sparsifier, candidate: Candidate) -> nn.Linear:
 def _why_dense(sparsifier: Sparsifier, candidate: Candidate) -> str:
     """Why a layer cannot be trained by sparse products; empty: it can."""
     layer: Any = layer_at(sparsifier._model, candidate.module_name)
+    weight = stored_weight(layer, candidate.attribute)
+    if weight is not None and is_sharded(weight):
+        return "its weight is sharded: a process would need the whole of it"
     if type(layer) not in (nn.Linear, MvueLinear, SparseProductLinear) or candidate.attribute != "weight":
         return f"a {candidate.kind} is trained by dense products: only Linear layers have sparse ones"
     if "forward" in vars(layer):
@@ -136,9 +141,7 @@ def _why_dense(sparsifier: Sparsifier, candidate: Candidate) -> str:
 def _unfit(sparsifier: Sparsifier, weight: Tensor) -> str:
     """Why a weight that is pruned has no sparse products; or ""."""
     reason = ""
-    if is_sharded(weight):
-        reason = "its weight is sharded: a process would need the whole of it"
-    elif weight.dtype not in DTYPES:
+    if weight.dtype not in DTYPES:
         reason = f"{str(weight.dtype).removeprefix('torch.')} has no sparse product"
     elif not sparsifier._rule.group.is_within_24:
         reason = f"{sparsifier._rule} is not 2:4"

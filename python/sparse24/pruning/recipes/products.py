@@ -209,3 +209,5 @@ def give_up(layer: nn.Module) -> None:
     if type(layer) is SparseProductLinear:
         layer.__class__ = vars(layer).pop("_plain")
         del vars(layer)["_followed"]
+    elif isinstance(layer, SparseProductLinear):  # whose class fully_shard has changed since
+        vars(layer)["_followed"] = Followed()
