@@ -218,7 +218,6 @@ def test_faster_times_it_and_the_rule_knows_it(monkeypatch: pytest.MonkeyPatch, 
     row = next(row for row in report if row.name == "body.0")
     assert "at 2x16x4x6x6" in row.reason
     by_rule = {row.name: row.reason for row in sparse24.to_sparse(model)}
-    assert "3 input channels a group, below 8" in by_rule["stem"] or not by_rule["stem"].startswith("by rule")
     assert by_rule["body.0"].startswith("by rule")
 
 

@@ -20,6 +20,7 @@ from sparse24 import SparseLinear, Sparsifier
 from sparse24.ops.cuda import operators as cuda_ops
 from sparse24.pruning import recipes
 from sparse24.pruning.recipes import products
+from sparse24.pruning.recipes.mvue import MvueLinear
 
 from ..networks import same_state
 from .masked import gradients, network, pruned, twins
@@ -118,7 +119,7 @@ def test_every_write_to_the_weight_is_followed(pattern: str, writes: str) -> Non
 
 
 def test_new_masks_are_followed_and_what_they_prune_does_not_count() -> None:
-    dense, model, sparsifier = twins("2:4")
+    _, model, sparsifier = twins("2:4")
     model(torch.randn(3, 16))
     with torch.no_grad():
         for layer in (model[0], model[2]):
@@ -133,7 +134,6 @@ def test_new_masks_are_followed_and_what_they_prune_does_not_count() -> None:
     with torch.no_grad():
         model[0].weight.fill_(1)
     torch.testing.assert_close(model[0](x), F.linear(x, model[0].weight, model[0].bias))
-    del dense
 
 
 def test_groups_that_keep_less_than_two() -> None:
@@ -158,8 +158,9 @@ def test_the_transposable_recipe_trains_by_sparse_products(
     for sparse in (False, True):
         torch.manual_seed(3)
         model = network()
-        recipe = recipes.transposable(model, refresh=2, dense_from=6, decay=0.01, select=["0", "2"])
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        steps = {"refresh": 2, "dense_from": 6, "decay": 0.01}
+        recipe = recipes.transposable(model, **steps, mvue=False, select=["0", "2"])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         if sparse and not attach_first:
             recipes.sparse_products(recipe, when="always")
         recipe.attach(optimizer)
@@ -182,6 +183,28 @@ def test_the_transposable_recipe_trains_by_sparse_products(
         states.append(model)
     for ours, theirs in zip(*(m.parameters() for m in states), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attach_first", [False, True])
+def test_estimates_of_the_gradient_go_with_sparse_products(attach_first: bool) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    recipe = recipes.transposable(model, select=["0", "2"])
+    if attach_first:
+        recipe.attach(optimizer)
+    recipes.sparse_products(recipe, when="always")
+    if not attach_first:
+        recipe.attach(optimizer)
+    x = torch.randn(16, 16)
+    exact = gradients(copy.deepcopy(model).eval(), x)
+    found = gradients(model, x)
+    for ours, theirs in zip(found[3:], exact[3:], strict=True):  # of the second layer, and the head
+        is_estimate = ours.shape == (24, 32)
+        assert (relative_error(ours, theirs) > 0.05) == is_estimate
+    recipes.dense_products(recipe)
+    assert type(model[0]) is MvueLinear
+    recipe.detach()
+    assert type(model[0]) is nn.Linear
 
 
 def test_checkpointing_recomputes_by_the_same_products() -> None:
