@@ -58,7 +58,7 @@ def _oneshot(data: dict[str, Any]) -> Iterator[Drawing]:
     labels = {"dense": "dense", "2:4": "2:4, SparseGPT and refit", "magnitude": "2:4, magnitude alone"}
     rows = [(label, judged[name][0]) for name, label in labels.items()]
     better = "higher" if score["higher_is_better"] else "lower"
-    caption = f"{score['name']}; {better} is better. Nothing was trained."
+    caption = f"{score['name']}; {better} is better. Pruning took no training."
     yield Drawing(plots.bars(rows, score["name"], "Quality"), caption)
     title = f"Speed in {data['dtype']}, this machine's best dtype"
     yield Drawing(_speedups(data["seconds"], title), f"{data['network']}: dense over sparse time.")
