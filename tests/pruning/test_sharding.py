@@ -158,7 +158,6 @@ def refusals() -> None:
     before = {name: value.full_tensor().clone() for name, value in model.state_dict().items()}
     batches = [torch.randn(4, 16)]
     calls: dict[str, Callable[[], object]] = {
-        "oneshot": lambda: sparse24.oneshot(model, batches),
         "sensitivity": lambda: sparse24.sensitivity(model, batches),
         "permute": lambda: sparse24.permute(model, batches[0]),
         "quantize": lambda: sparse24.quantize(model, batches),

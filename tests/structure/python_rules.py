@@ -22,7 +22,7 @@ DIRECTIONS = {
     "masks": "ops",
     "timing": "ops",
     "nn": "ops masks report",
-    "pruning": "ops masks report log",
+    "pruning": "ops masks report log timing",
     "choose": f"nn {_LOW}",
     "calibrated": f"files choose nn pruning {_LOW}",
     "quant": f"calibrated files choose nn pruning {_LOW}",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..ops import conv_matrix_to_weight, conv_weight_to_matrix
 from ..pruning.layers import is_transposed_linear
+from ..pruning.sharding import local
+from .together import put_back, whole
 
 #: Rows of inputs of one call that are looked at; of more, evenly spaced ones.
 MOST_ROWS = 1 << 15
@@ -34,7 +36,7 @@ class Matrix:
 
     def read(self) -> Tensor:
         """float32 [rows, K], a tensor of its own."""
-        weight = self.parameter.detach()
+        weight = whole(self.parameter)
         if self.kind == "conv1d":
             weight = weight.t()
         part = weight[self.rows].float()
@@ -47,8 +49,10 @@ class Matrix:
         """Add [rows] to the bias."""
         assert self.bias is not None
         begin = self.bias_begin + (self.rows.start or 0)
-        part = self.bias[begin : begin + len(change)]
+        bias = whole(self.bias)
+        part = bias[begin : begin + len(change)]
         part.copy_(part.float() + change)
+        put_back(bias, self.bias)
 
     def to_parameter(self, matrix: Tensor) -> Tensor:
         """[rows, K] in the layout of the parameter's rows, in float32 or bool."""
@@ -65,14 +69,16 @@ class Matrix:
         part = (mask.t() if self.kind == "conv1d" else mask)[self.rows]
         if self.kind == "conv":
             part = conv_weight_to_matrix((part if part.dim() == 4 else part.unsqueeze(2)).float()) > 0
-        return part.to(self.parameter.device)
+        return part.to(local(self.parameter).device)
 
     def write(self, matrix: Tensor) -> None:
         """Store [rows, K] in the parameter, in its dtype: pruned weights are +0.0."""
         with torch.no_grad():
-            target = self.parameter.t() if self.kind == "conv1d" else self.parameter
+            numbers = whole(self.parameter)
+            target = numbers.t() if self.kind == "conv1d" else numbers
             part = self.to_parameter(matrix)
             target[self.rows].copy_(part.t() if self.kind == "conv1d" else part)
+            put_back(numbers, self.parameter)
 
 
 def matrices_of(name: str, layer: nn.Module) -> list[Matrix]:

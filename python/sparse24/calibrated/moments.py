@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,11 @@ class Moments:
         self._shift = torch.zeros(columns, device=device)
         self.rows = 0
 
+    @property
+    def columns(self) -> int:
+        """K."""
+        return len(self._sum)
+
     def add(self, rows: Tensor) -> None:
         """Add rows [n, K], float32."""
         if self.rows == 0 and len(rows):
@@ -30,6 +37,23 @@ class Moments:
             self._products.addmm_(deviations.t(), deviations)
             self._sum += deviations.sum(0)
         self.rows += len(rows)
+
+    def summed_up(self, add: Callable[[Tensor], Tensor]) -> Moments:
+        """These rows and those of other processes.
+
+        Args:
+            add: the sum of a tensor over all processes, which all call in the same order.
+        """
+        found = Moments(len(self._sum), self._sum.device)
+        counted = add(torch.tensor([self.rows], dtype=torch.int64, device=self._sum.device))
+        found.rows = int(counted)
+        found._shift = add(self._shift * (self.rows / max(found.rows, 1)))
+        moved = self._shift - found._shift
+        across = torch.outer(moved, self._sum)
+        products = self._products + across + across.t() + self.rows * torch.outer(moved, moved)
+        found._products = add(products)
+        found._sum = add(self._sum + self.rows * moved)
+        return found
 
     def check(self, name: str) -> None:
         """Refuse what cannot be used.

@@ -14,7 +14,7 @@ from ..log import progress as logged
 from ..pruning.prunable import layer_at, unwrap
 from ..pruning.running import quiet
 from ..pruning.selection import Select
-from ..pruning.sharding import refuse_sharded
+from ..pruning.sharding import local, reshard
 from ..report import Report
 from .blocks import checked_batches, find_blocks
 from .journal import Journal, identity
@@ -22,6 +22,7 @@ from .methods import METHODS
 from .plan import Way, plan_for
 from .sensitivity import sensitivity
 from .shelf import Several, Shelf
+from .together import Together, together_of
 from .walk import Progress, Walk
 from .whole import outputs_of
 
@@ -52,6 +53,9 @@ def oneshot(
     ``method``, then ``refit`` steps of least squares for every matrix, with a bias that takes up what is
     left of the mean, then the block is trained on the outputs of the dense one. A weight that several layers
     share is pruned once, where it is first used; blocks that share parameters do not train those.
+
+    A model that ``fully_shard`` has cut is pruned in its shards, with ``reconstruct=None``: every process
+    calls this with batches of its own, as many as the others, and all end where one with all of them would.
 
     Args:
         model: any module; it is run in eval mode, and left in the mode that it had.
@@ -84,14 +88,17 @@ def oneshot(
         TypeError: no module, a batch or a mask of another kind, or a layer was selected that cannot be
             calibrated.
         ValueError: an unknown method, no batches, batches that the model cannot be called with, inputs or
-            weights with NaN or Inf, masks that do not fit, a block that does not exist; a folder
+            weights with NaN or Inf, masks that do not fit, a block that does not exist; a model cut by tensor
+            parallelism or FSDP1, or by ``fully_shard`` with more than ``reconstruct=None`` can do; a folder
             (``FileError``) that cannot be used or holds another run's progress. The model is as it was then,
             as it is after an interruption.
     """
     _check(model, method, refit, reconstruct, steps)
     kept = checked_batches(batches)
-    refuse_sharded(model, "oneshot")
     network = unwrap(model)
+    together = together_of(network, "oneshot")
+    if together is not None:
+        _check_together(together, len(kept), reconstruct, folder, skip)
     if isinstance(skip, float | int):
         skip = sensitivity(network, kept, select=select, progress=progress).skip(skip)
     plan = plan_for(network, select, skip, masks)
@@ -102,19 +109,20 @@ def oneshot(
     run = identity(network, kept, settings) if folder is not None else ""
     journal = Journal(None if folder is None else Path(folder), run)
     with Shelf(None if offload is None else Path(offload)) as shelf:
-        before = {name: shelf.keep(p.detach().clone()) for name, p in network.named_parameters()}
-        walk = Walk(network, kept, plan, way, shelf=shelf, journal=journal, before=before)
+        before = {name: shelf.keep(local(p.detach()).clone()) for name, p in network.named_parameters()}
+        walk = Walk(network, kept, plan, way, shelf=shelf, journal=journal, before=before, together=together)
         try:
             with quiet(network), torch.no_grad():
-                together = reconstruct == "network"
-                targets = outputs_of(network, kept, shelf) if together else Several()
+                is_whole = reconstruct == "network"
+                targets = outputs_of(network, kept, shelf) if is_whole else Several()
                 rows = walk.run(parts, progress or logged)
-                if together:
+                if is_whole:
                     walk.train_together(parts, targets, progress or logged)
         except BaseException:
+            reshard(network)
             with torch.no_grad():
                 for name, parameter in network.named_parameters():
-                    parameter.copy_(before[name]())
+                    local(parameter).copy_(before[name]())
             raise
     order = {name: i for i, (name, _) in enumerate(network.named_parameters())}
     rows = sorted([*rows, *plan.left], key=lambda row: order.get(row.name, len(order)))
@@ -130,6 +138,26 @@ def _check(model: nn.Module, method: str, refit: int, reconstruct: str | None, s
         raise ValueError(f"reconstruct must be 'component', 'network' or None, not {reconstruct!r}")
     if refit < 0 or steps < 1:
         raise ValueError(f"refit must be 0 or more and steps 1 or more, not {refit} and {steps}")
+
+
+def _check_together(
+    together: Together,
+    batches: int,
+    reconstruct: str | None,
+    folder: Folder | None,
+    skip: Sequence[str] | float,
+) -> None:
+    if reconstruct is not None:
+        raise ValueError(
+            f"oneshot of a model in shards trains no blocks: pass reconstruct=None, not {reconstruct!r}, or "
+            "do it before fully_shard"
+        )
+    if folder is not None:
+        raise ValueError("oneshot of a model in shards keeps no progress: leave folder= out")
+    if not isinstance(skip, Sequence):
+        what = f"a budget ({skip}) needs whole weights: skip= takes names for a model in shards"
+        raise ValueError(what)  # noqa: TRY004 - a number is fine elsewhere
+    together.refuse_difference("number of batches", batches)
 
 
 def _block(model: nn.Module, name: str) -> nn.Module:

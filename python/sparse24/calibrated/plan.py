@@ -16,6 +16,7 @@ from ..pruning.selection import Select, chosen
 from ..report import Row
 from .matrices import Matrix, matrices_of
 from .rows import left_row
+from .together import is_finite
 
 
 class Way(NamedTuple):
@@ -107,7 +108,7 @@ def _owner(model: nn.Module, candidate: Candidate) -> tuple[str, nn.Module]:
 def _check_weight(name: str, weight: Tensor) -> None:
     if weight.is_meta:
         raise ValueError(f"{name} is on the meta device and has no values: load the model's weights first")
-    if not bool(weight.detach().isfinite().all()):
+    if not is_finite(weight):
         raise ValueError(f"{name} holds NaN or Inf: it cannot be pruned")
 
 

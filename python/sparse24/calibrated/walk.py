@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from .plan import Plan, Way
 from .reconstruct import reconstruct as train_block
 from .rows import Outcome, as_row, merged, row_of
 from .shelf import Several, Shelf
+from .together import Together
 from .whole import train_whole
 
 Progress = Callable[[str], None]
@@ -37,6 +39,7 @@ class Walk:
 
     Args:
         before: the parameters as they were, by name.
+        together: the processes that hold the model in shards; ``None``: this one has all of it.
     """
 
     def __init__(
@@ -49,15 +52,19 @@ class Walk:
         shelf: Shelf,
         journal: Journal,
         before: Mapping[str, Callable[[], Tensor]],
+        together: Together | None = None,
     ) -> None:
         self.model, self.batches, self.plan, self.way = model, batches, plan, way
-        self.shelf, self.journal, self.before = shelf, journal, before
+        self.shelf, self.journal, self.before, self.together = shelf, journal, before, together
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.masks: dict[str, Tensor] = {}  # whole, of the parameters that are pruned
 
     def run(self, parts: Mapping[str, nn.Module], progress: Progress) -> list[Row]:
         """Prune the blocks ``parts``, or what is called of them; the rows of their weights."""
         parts, seen = reached_blocks(self.model, parts, self.batches, self.plan.layers.values())
+        if self.together is not None:
+            self.together.settle()
+            self.together.refuse_difference("blocks, in the order of their calls", (seen.order, seen.times))
         self._shared = _in_several(parts.values())
         rows: list[Row] = []
         unreached: list[str] = []
@@ -130,8 +137,12 @@ class Walk:
         Where it follows others that an earlier run has pruned, the dense inputs come from their dense
         weights, as they would have without the interruption.
         """
-        once = seen.times[name] == 1
+        once = (
+            seen.times[name] == 1 and self.together is None
+        )  # a forward that is left half-way stays gathered
         calls = self.shelf.keep_all(calls_of(self.model, parts[name], self.batches, once=once))
+        if self.together is not None:
+            self.together.settle()
         if not self.way.steps:
             return _Inputs(calls, Several())
         chain = []
@@ -152,7 +163,11 @@ class Walk:
                 parameter.copy_(numbers)
 
     def _outputs(self, block: nn.Module, calls: Iterable[Call]) -> Several:
-        return self.shelf.keep_all(main_output(block(*call.args, **call.kwargs)) for call in calls)
+        with self._callable_alone(block):
+            return self.shelf.keep_all(main_output(block(*call.args, **call.kwargs)) for call in calls)
+
+    def _callable_alone(self, block: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.together is None else self.together.callable_alone(block)
 
     def _handed_on(self, calls: Iterable[Call], outputs: Iterable[Any]) -> Several:
         """The next block's calls, where it takes this one's outputs and its other arguments."""
@@ -171,6 +186,8 @@ class Walk:
             if not all(m.name in self.masks for m in self._matrices(name))
         }
         moments = self._moments(block, layers, calls)
+        if self.together is not None:
+            moments = self.together.sum_up(moments)
         kept, remarks, unreached = [], [], []
         for name, layer in layers.items():
             if name not in moments:
@@ -191,14 +208,18 @@ class Walk:
         left = stored.covariance if self.way.bias and matrix.bias is not None else None
         own = self.plan.mask_of(matrix)
         mask, updated = prune_matrix(weight, moments, self.way.method, self.way.refit, own, left=left)
+        if self.together is not None:
+            mask, updated = self.together.agreed(mask), self.together.agreed(updated)
         matrix.write(updated)
         if left is not None and stored.rows:
-            matrix.shift((weight - updated) @ stored.mean)
+            change = (weight - updated) @ stored.mean
+            matrix.shift(change if self.together is None else self.together.agreed(change))
         return mask, output_error(weight, updated, moments, left)
 
     def _note_masks(self, kept: Sequence[tuple[Matrix, Tensor]]) -> None:
         for matrix, part in kept:
-            whole = self.masks.setdefault(matrix.name, torch.ones_like(matrix.parameter, dtype=torch.bool))
+            shape, device = matrix.parameter.shape, part.device
+            whole = self.masks.setdefault(matrix.name, torch.ones(shape, dtype=torch.bool, device=device))
             target = whole.t() if matrix.kind == "conv1d" else whole
             mask = matrix.to_parameter(part)
             target[matrix.rows] = mask.t() if matrix.kind == "conv1d" else mask
@@ -229,9 +250,10 @@ class Walk:
 
         handles = [layer.register_forward_pre_hook(note(n), with_kwargs=True) for n, layer in layers.items()]
         try:
-            for call in calls:
-                shared.clear()
-                block(*call.args, **call.kwargs)
+            with self._callable_alone(block):
+                for call in calls:
+                    shared.clear()
+                    block(*call.args, **call.kwargs)
         finally:
             for handle in handles:
                 handle.remove()

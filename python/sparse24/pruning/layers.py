@@ -75,10 +75,11 @@ def _foreign_behaviour(module: nn.Module, dense: type[nn.Module]) -> str:
         return f"parametrized ({names}): call torch.nn.utils.parametrize.remove_parametrizations first"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return f"{kind} has no weight yet: run a batch through the model first"
+    own = getattr(type(module), "_trains_as", type(module))  # of a recipe: its forward computes the same
     for method in ("__call__", "forward", "_conv_forward"):
         if method in vars(module):
             return f"its {method} was replaced by hand"
-        if getattr(type(module), method, None) is not getattr(dense, method, None):
+        if getattr(own, method, None) is not getattr(dense, method, None):
             return f"{kind} is a subclass of {dense.__name__} with its own {method}"
     foreign = [p for p in module._parameters if p not in _PARAMETERS] + list(module._buffers)
     foreign += [child for child in module._modules if child != "out_proj"]

@@ -32,6 +32,11 @@ class PackedMask:
         """Bytes in memory."""
         return self._bits.numel()
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is that of a shard."""
+        return self._placed is not None
+
     def local_bool(self) -> Tensor:
         """The mask of the local part, bool."""
         return ops.unpack_mask(self._bits, self._local_shape)

@@ -192,6 +192,11 @@ class Sparsifier:
             if not candidate.alias_of and not self._why_not(candidate):
                 yield candidate, self._parameter(candidate.name)
 
+    def _stored(self) -> list[Tensor | None]:
+        """What the model holds for each candidate now; None: nothing, or nothing yet."""
+        found = [stored_weight(layer_at(self._model, c.module_name), c.attribute) for c in self._candidates]
+        return [None if each is None or nn.parameter.is_lazy(each) else each for each in found]
+
     def _why_not(self, candidate: Candidate) -> str:
         """Why a weight is not to be pruned; empty if it is."""
         if candidate.blocked:

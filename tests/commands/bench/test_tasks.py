@@ -245,7 +245,9 @@ def test_every_recipe_has_a_row_and_a_run_goes_on(monkeypatch: pytest.MonkeyPatc
 
 
 def test_enforcement_is_timed_for_every_optimizer() -> None:
-    [found] = enforcement.tables(table.Setting(1, 0.01, quick=True, progress=lambda _: None))
+    found, products = enforcement.tables(table.Setting(1, 0.01, quick=True, progress=lambda _: None))
+    assert len(products.rows) == 1 + 2 * len(enforcement.PATTERNS) * len(enforcement.TOKENS)
+    assert all(float(row[-1]) > 0 for row in products.rows[1:])
     assert [row[0] for row in found.rows[1:]] == list(enforcement.OPTIMIZERS)
     assert all(0.2 < float(row[3]) < 20 for row in found.rows[1:])
 

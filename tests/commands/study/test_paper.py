@@ -9,7 +9,8 @@ def results(differences, seeds=(0, 1, 2)):
             for way, score in (("dense", 90.0 + seed / 10), ("sparse", 90.0 + seed / 10 + difference)):
                 kept.append((Unit(key, seed, way), {
                     "score": score, "metric": "accuracy, %", "higher_is_better": True,
-                    "data": "Fashion-MNIST", "parameters": 1234567, "whole_seconds": 36.0, "jobs": 2,
+                    "data": "Fashion-MNIST", "parameters": 1234567, "layers": 12, "width": 64,
+                    "whole_seconds": 36.0, "jobs": 2,
                 }))  # fmt: skip
     return kept
 
@@ -20,14 +21,15 @@ def test_rows_that_fail_come_first():
     assert parts[0].text.startswith("3 networks, 3 of them with two seeds or more, of which 2 pass.")
     failing = parts[1].rows
     assert [row[0] for row in failing] == ["network", "VGG-16"]
-    assert failing[1][5:10] == ["90.1", "89.6", "-0.5", "-0.115", "no"]
+    assert failing[1][1:7] == ["12", "64", "1,234,567", "SGD fp32", "900", "accuracy, %, Fashion-MNIST"]
+    assert failing[1][8:13] == ["90.1", "89.6", "-0.5", "-0.115", "no"]
     assert [row[0] for row in parts[2].rows[1:]] == ["ResNet-34", "VGG-16", "Xception"]
 
 
 def test_nothing_fails_where_nothing_is_known():
     parts = paper.sections(results({"vgg16": -5.0}, seeds=(0,)))
     assert "Rows that fail" not in [part.title for part in parts]
-    assert parts[1].rows[1][8:10] == ["-", "one seed"]
+    assert parts[1].rows[1][11:13] == ["-", "one seed"]
 
 
 def test_a_study_without_results_is_a_page_that_says_so():

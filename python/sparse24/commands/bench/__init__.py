@@ -37,7 +37,7 @@ BENCHMARKS = (
     Entry("networks", "whole networks, eager and compiled, against torch and the best dense"),
     Entry("goals", "what was asked for, what is reached here, and what bounds it"),
     Entry("oneshot", "pruning without retraining: every method on small tasks, and the loops behind it"),
-    Entry("enforcement", "what enforced masks cost a step of training"),
+    Entry("enforcement", "what enforced masks cost a step of training, and sparse products bring"),
     Entry("recipes", "every recipe of training on a small task"),
     Entry("quantize", "int8 after sparsity: accuracy on small tasks, and speed"),
     Entry("int8_networks", "int8 over whole networks: time of calibration, and what int8 gains"),

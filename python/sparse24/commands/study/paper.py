@@ -17,8 +17,8 @@ from .ways import OPEN_QUESTIONS, OTHERS, WAYS, Unit
 
 Kept = Sequence[tuple[Unit, Mapping[str, Any]]]
 HEAD = [
-    "network", "parameters", "training", "seeds", "metric", "dense", "2:4", "difference", "least", "passes",
-    "trained as long", "int8", "int8 trained for",
+    "network", "layers", "width", "parameters", "training", "steps", "metric", "seeds", "dense", "2:4",
+    "difference", "least", "passes", "dense again", "int8", "QAT",
 ]  # fmt: skip
 
 _OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -27,7 +27,7 @@ _HOW = (
     "masks fixed. Differences are less the dense network, paired by seed, turned so that more is "
     "better, in the metric's unit. A row passes if the mean of 2:4's is no worse than -2 s / "
     "sqrt(pairs) (the column `least`), s the spread of dense seeds, pooled over the rows of a task. "
-    "`Trained as long`: the dense network trained a second time, as the sparse one was: what of a "
+    "`Dense again`: the dense network trained a second time, as the sparse one was: what of a "
     "difference is owed to more training. int8: of the sparse network.\n\n"
     "The networks are small, so that a training takes about a minute: they tell whether the recipe "
     "works over kinds of networks, not what it costs at the size of the talk's."
@@ -50,7 +50,7 @@ class Finding(NamedTuple):
     row: Row
     metric: str
     data: str
-    parameters: int
+    size: tuple[str, str, str]  #: layers, width, parameters
     verdict: Verdict
     others: dict[str, Verdict]  #: of its other ways, against the dense one
 
@@ -78,10 +78,18 @@ def findings(kept: Kept) -> list[Finding]:
         if "sparse" in judged:
             found.append(
                 Finding(
-                    row, result["metric"], result["data"], result["parameters"], judged.pop("sparse"), judged
+                    row, result["metric"], result["data"], _size(row.key, kept), judged.pop("sparse"), judged
                 )
             )
     return found
+
+
+def _size(key: str, kept: Kept) -> tuple[str, str, str]:
+    """What tables say of a network's size."""
+    sizes = [result for unit, result in kept if unit.row == key and "layers" in result]
+    if not sizes:
+        return "-", "-", "-"
+    return str(sizes[0]["layers"]), str(sizes[0]["width"]), f"{sizes[0]['parameters']:,}"
 
 
 def sections(kept: Kept) -> list[Section]:
@@ -132,9 +140,9 @@ def _table(found: Sequence[Finding]) -> list[list[str]]:
         least = "-" if math.isnan(verdict.bound) else f"{verdict.bound:+.3g}"
         rows.append(
             [
-                finding.row.network, f"{finding.parameters:,}",
-                f"{_OPTIMIZERS[training.optimizer]}, {training.dtype}, {training.steps:,} steps",
-                str(verdict.pairs), finding.metric, f"{verdict.dense:.4g}", f"{verdict.sparse:.4g}",
+                finding.row.network, *finding.size, f"{_OPTIMIZERS[training.optimizer]} {training.dtype}",
+                f"{training.steps:,}", f"{finding.metric}, {finding.data}", str(verdict.pairs),
+                f"{verdict.dense:.4g}", f"{verdict.sparse:.4g}",
                 f"{verdict.difference:+.3g}", least, passes,
                 *(_less(finding, way) for way in ("again", "int8", "qat")),
             ]

@@ -220,9 +220,21 @@ def run(job: Job) -> dict[str, Any]:
         "metric": job.task.metric,
         "higher_is_better": job.task.higher_is_better,
         "data": job.task.data,
-        "parameters": sum(p.numel() for p in job.task.network().parameters()),
+        **size_of(job.task.network()),
         "pruned": pruned_share(model) if way.autocast else None,
         "seconds": trained,
+    }
+
+
+def size_of(model: nn.Module) -> dict[str, int]:
+    """Parameters; the number of matrices that multiply inputs; the outputs of the widest but the head."""
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    weights = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embedded]
+    heads = {id(p) for name, p in model.named_parameters() if name.startswith("head.")}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": len(weights),
+        "width": max(p.shape[0] for p in weights if id(p) not in heads),
     }
 
 

@@ -6,9 +6,11 @@ The talk's recipe needs none of this: train dense, ``prune()``, ``attach(optimiz
   (:class:`DynamicSparsity`);
 * :func:`carry`: masks go on to the network of the next phase, with new heads and changed layers;
 * :func:`rates_of` and :class:`Replay`: the first training's learning rates again, in fewer steps;
+* :func:`sparse_products`: layers compute by what the mask keeps, where a step is faster so;
 * :func:`distillation`: a loss that also follows the dense network.
 """
 
+from .by_products import dense_products, sparse_products
 from .dynamic import DynamicSparsity
 from .named import repruning, sr_ste, transposable, warm_up
 from .phases import carry
@@ -19,9 +21,11 @@ __all__ = [
     "DynamicSparsity",
     "Replay",
     "carry",
+    "dense_products",
     "distillation",
     "rates_of",
     "repruning",
+    "sparse_products",
     "sr_ste",
     "transposable",
     "warm_up",

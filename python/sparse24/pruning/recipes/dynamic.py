@@ -10,6 +10,7 @@ More than 300 lines: one class, and a third of them is its contract.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from ...log import LOGGER
 from ..packed import PackedMask
-from ..sharding import local, to_sharded
+from ..sharding import is_sharded, local, reshard, to_sharded
 from ..sparsifier import Sparsifier
 from ..steps import Attachment, parameters_of, stepping
 from .mvue import estimate, exact
@@ -102,6 +103,9 @@ class DynamicSparsity:
         self._moments: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         self._optimizer: Optimizer | None = None
+        self._known: dict[str, Tensor] = {}  # the weights to prune, while the model's parameters are these
+        self._stored: list[Tensor | None] = []
+        self._chosen = 0
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -188,7 +192,7 @@ class DynamicSparsity:
             weight.copy_(master)
             if not self.decay or (weight.grad is None and not self.decoupled):
                 continue
-            pruned = local(master).masked_fill(self._mask(name).local_bool(), 0)
+            pruned = local(master).masked_fill(self._mask(name, weight).local_bool(), 0)
             if self.decoupled:
                 local(weight).sub_(pruned, alpha=float(rates[id(weight)]) * self.decay)
             else:
@@ -213,7 +217,7 @@ class DynamicSparsity:
             self._renew()
         for name, weight in self._weights().items():
             self._masters[name].copy_(weight)
-            self._mask(name).apply_(weight)
+            self._mask(name, weight).apply_(weight)
         if self.phase == "frozen":
             self._freeze()
 
@@ -222,7 +226,7 @@ class DynamicSparsity:
         self._renew()
         for name, weight in self._weights().items():
             self._masters[name] = weight.detach().clone()
-            self._mask(name).apply_(weight)
+            self._mask(name, weight).apply_(weight)
         if self.fixed_moments and self._optimizer is not None:
             found = {name: self._second_moment(w) for name, w in self._weights().items()}
             self._moments = {name: moment.clone() for name, moment in found.items() if moment is not None}
@@ -266,10 +270,21 @@ class DynamicSparsity:
         return found
 
     def _weights(self) -> dict[str, Tensor]:
-        return {candidate.name: weight for candidate, weight in self.sparsifier._prunable()}
+        """The weights to prune by name: looked up again where the model holds others now, or more may be."""
+        if any(map(is_sharded, self._known.values())):
+            reshard(self.sparsifier._model)
+        if not self._is_current():
+            self._known = {candidate.name: weight for candidate, weight in self.sparsifier._prunable()}
+            self._stored, self._chosen = self.sparsifier._stored(), len(self.sparsifier._selected)
+        return self._known
 
-    def _mask(self, name: str) -> PackedMask:
-        return self.sparsifier._mask_of(name, self.sparsifier._parameter(name))
+    def _is_current(self) -> bool:
+        stored, chosen = self.sparsifier._stored(), len(self.sparsifier._selected)
+        same = len(stored) == len(self._stored) and all(map(operator.is_, stored, self._stored))
+        return same and chosen == self._chosen
+
+    def _mask(self, name: str, weight: Tensor) -> PackedMask:
+        return self.sparsifier._mask_of(name, weight)
 
     # ---- state ------------------------------------------------------------------------------------------
 

@@ -70,6 +70,9 @@ class _Product(torch.autograd.Function):
 class MvueLinear(nn.Linear):
     """``nn.Linear`` whose weight gradient is computed from a 2:4 estimate of the output's gradient."""
 
+    #: What such a layer is for everybody else: pruned, converted and saved as one.
+    _trains_as = nn.Linear
+
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return output
@@ -78,8 +81,12 @@ class MvueLinear(nn.Linear):
 def estimate(model: nn.Module, names: Set[str]) -> None:
     """Let the ``nn.Linear`` layers whose weights are named estimate; other kinds of layers do not."""
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and (f"{name}.weight" if name else "weight") in names:
+        if (f"{name}.weight" if name else "weight") not in names:
+            continue
+        if type(module) is nn.Linear:
             module.__class__ = MvueLinear
+        elif vars(module).get("_plain") is nn.Linear:  # trained by sparse products
+            vars(module)["_plain"] = MvueLinear
 
 
 def exact(model: nn.Module) -> None:
@@ -87,3 +94,5 @@ def exact(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is MvueLinear:
             module.__class__ = nn.Linear  # type: ignore[assignment]
+        elif vars(module).get("_plain") is MvueLinear:
+            vars(module)["_plain"] = nn.Linear
