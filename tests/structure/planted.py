@@ -182,8 +182,8 @@ PLANTED = [
     ),
     Planted(
         paper_rules.tables_are_closed,
-        {"README.md": TABLE + "<!-- table:c@b -->\n", "bench/RESULTS.md": TABLE},
-        "README.md: markers of a table",
+        {"README.md": TABLE, "bench/RESULTS.md": TABLE + "<!-- table:c@b -->\n"},
+        "RESULTS.md: markers of a table",
     ),
     Planted(
         paper_rules.tables_are_closed,

@@ -117,6 +117,6 @@ def test_the_papers_of_this_checkout_have_sections_of_this_form() -> None:
     assert f"<!-- class:{ZEN.key} -->\n## {ZEN.title}\n" in results
     for name in ("linear-2", "conv-2"):
         assert papers.replaced(results, name, ZEN, "new") is not None
-    shown = re.findall(r"<!-- table:([\w-]+)@([\w-]+) -->", readme)
-    assert [name for name, _ in shown] == ["linear-2", "conv-2"]
-    assert all(f"<!-- table:{name}@{key} -->" in results for name, key in shown)
+    shown = re.findall(r"\]\(docs/images/(\w+)\.svg\)", readme)
+    assert {"speed", "size"} <= set(shown)
+    assert all((root / "docs" / "images" / f"{name}.svg").exists() for name in shown)
