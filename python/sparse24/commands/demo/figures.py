@@ -49,7 +49,10 @@ def _recipe(data: dict[str, Any]) -> Iterator[Drawing]:
     }
     rows = [(label, 100 * data["accuracy"][name]) for name, label in labels.items()]
     title = f"Accuracy on {data['images']}"
-    yield Drawing(plots.bars(rows, "test accuracy, %", title), "Retraining wins back what pruning loses.")
+    yield Drawing(
+        plots.bars(rows, "test accuracy, %", title),
+        "Dense, pruned, and after retraining with the same schedule.",
+    )
     yield Drawing(_speedups(data["seconds"], "Speed"), "Latency of the whole network, dense over sparse.")
 
 

@@ -110,7 +110,7 @@ class Page:
         drawing = figures.inlined(svg, f"f{self._figures + 1}-", caption)
         self._figures += 1
         self._parts += [
-            f'<figure><div class="wide">{drawing}</div>',
+            f'<figure><div class="wide" tabindex="0">{drawing}</div>',
             f"<figcaption>{html.escape(caption)}</figcaption></figure>",
         ]
 
