@@ -5,7 +5,7 @@ from .calibrated import oneshot, permute, sensitivity
 from .choose import explain, keep_dense, prepare, to_sparse, tune
 from .files import load, save
 from .masks import compress, decompress, is_sparse24, magnitude_mask, transposable_mask
-from .nn import SparseConv2d, SparseLinear, SparseMultiheadAttention, to_dense
+from .nn import SparseConv2d, SparseConv3d, SparseLinear, SparseMultiheadAttention, to_dense
 from .ops import Error
 from .ops.backend import backend
 from .pruning import Sparsifier
@@ -21,6 +21,7 @@ __all__ = [
     "Report",
     "Row",
     "SparseConv2d",
+    "SparseConv3d",
     "SparseLinear",
     "SparseMultiheadAttention",
     "Sparsifier",

@@ -116,5 +116,5 @@ def test_rows_with_nan_are_refused_by_name() -> None:
 
 
 def test_other_layers_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="a Conv3d is not calibrated"):
-        matrices_of("", nn.Conv3d(4, 4, 1))
+    with pytest.raises(TypeError, match="a ConvTranspose3d is not calibrated"):
+        matrices_of("", nn.ConvTranspose3d(4, 4, 1))

@@ -329,3 +329,29 @@ def test_wrappers_are_left_out(tmp_path: Path) -> None:
     other = nn.DataParallel(meta())
     sparse24.load(other, tmp_path / "m.pt")
     assert_same(model.module, other.module)
+
+
+@pytest.mark.parametrize("storage", ["int8", "dynamic", "float8"])
+def test_an_8_bit_file_loads_into_compressed_layers_on_meta(storage: str, tmp_path: Path) -> None:
+    dense = nn.Linear(32, 16)
+    sparse24.masks.prune_(dense.weight.data)
+    layer = SparseLinear.from_dense(dense)
+    if storage == "float8":
+        layer.to_float8()
+    else:
+        layer.to_int8("dynamic" if storage == "dynamic" else None)
+    model = nn.Sequential(layer, nn.ReLU())
+    sparse24.save(model, tmp_path / "m.safetensors")
+    with torch.device("meta"):
+        shell = nn.Sequential(SparseLinear(32, 16), nn.ReLU())
+    kept = shell[0]
+    x = torch.randn(3, 32)
+    sparse24.load(shell, tmp_path / "m.safetensors")
+    assert torch.equal(shell(x), model(x))
+    assert shell[0].values.dtype == layer.values.dtype
+    other = nn.Sequential(kept, nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(FileError, match=r"2\.bias is missing in it"):
+        sparse24.load(other, tmp_path / "m.safetensors")
+    assert other[0] is kept
+    assert kept.values.is_meta
+    assert kept.values.dtype == torch.float32

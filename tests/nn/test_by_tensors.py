@@ -360,7 +360,7 @@ class OwnLSTM(nn.LSTM):
         (OwnLSTM(16, 16), "OwnLSTM is a subclass of LSTM with its own forward"),
         (nn.utils.parametrizations.weight_norm(nn.Conv1d(16, 16, 3)), "parametrized (weight)"),
         (nn.LazyConv1d(16, 3), "has no weight yet: run a batch"),
-        (nn.Conv3d(16, 16, 3), "no sparse kernel for Conv3d"),
+        (nn.ConvTranspose3d(16, 16, 3), "no sparse kernel for ConvTranspose3d: its weight lies as [in, out"),
     ],
     ids=lambda case: type(case).__name__ if isinstance(case, nn.Module) else "",
 )

@@ -104,7 +104,7 @@ STAY = {
     "float64": (lambda: prune_layers(nn.Linear(16, 8).double()), "weight is torch.float64: pass dtype="),
     "subclass tensor": (wrapped_weight, "weight is a NamedTensor: only plain tensors are pruned"),
     "conv1d": (lambda: nn.Conv1d(8, 8, 3), "not 2:4: row 0, tap (0, 0), channels 0-3 hold more"),
-    "conv3d": (lambda: prune_layers(nn.Conv3d(8, 8, 3)), "no sparse kernel for Conv3d"),
+    "conv3d": (lambda: nn.Conv3d(8, 8, 3), "not 2:4: row 0, tap (0, 0, 0), channels 0-3 hold more"),
     "depthwise": (lambda: nn.Conv2d(8, 8, 3, groups=8), "2:4, but no smaller when compressed"),
     "dense conv": (lambda: nn.Conv2d(8, 8, 3), "not 2:4: row 0, tap (0, 0), channels 0-3 hold more than two"),
     "dense attention": (

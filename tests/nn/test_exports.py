@@ -71,8 +71,10 @@ def test_a_program_runs_on_another_cpu(tmp_path: Path) -> None:
     """Its weights are in the canonical form: nothing in it belongs to the CPU that exported it."""
     model = sparse()
     program = torch.export.export(model, (X,))
-    assert sum("sparse24.linear" in name for name in calls(program)) == 5
-    assert sum("sparse24.conv2d" in name for name in calls(program)) == 1
+    assert (
+        sum("sparse24.linear" in name for name in calls(program)) == 5 + 1 + X[0, 0].numel()
+    )  # LSTM's steps
+    assert sum("sparse24.conv2d" in name for name in calls(program)) == 2
     torch.export.save(program, tmp_path / "program.pt2")
     torch.save(X, tmp_path / "x.pt")
     paths = [str(tmp_path / name) for name in ("program.pt2", "x.pt", "y.pt")]
@@ -141,3 +143,22 @@ def test_traces_and_graphs(how: str) -> None:
         assert torch.equal(recorded(X), expected)
         program = torch.export.export(model, (X,))
         assert relative_error(program.module()(X), expected) < 1e-5
+
+
+@pytest.mark.parametrize("storage", ["floating", "int8"])
+def test_openvino_takes_the_file_and_its_setting_for_sparse_weights(storage: str, tmp_path: Path) -> None:
+    """It folds the operators when it compiles; what it decompresses itself are int8 weights, on AMX alone."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    model = nn.Sequential(SparseLinear.from_dense(pruned_linear(256, 128)), nn.ReLU()).eval()
+    if storage == "int8":
+        model[0].to_int8()
+    x = torch.randn(4, 256)
+    torch.onnx.export(model, (x,), str(tmp_path / "m.onnx"), dynamo=True)
+    core = openvino.Core()
+    rate = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
+    settings = {rate: 0.5, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(tmp_path / "m.onnx"), "CPU", settings)
+    assert compiled.get_property(rate) == 0.5
+    with torch.no_grad():
+        assert relative_error(torch.from_numpy(compiled(x.numpy())[0]), model(x)) < 1e-5

@@ -50,8 +50,8 @@ class OwnAttention(nn.MultiheadAttention):
         return super().forward(*inputs, **options)
 
 
-def by_hand() -> nn.Module:
-    layer = nn.Linear(16, 8)
+def by_hand(layer: nn.Module | None = None) -> nn.Module:
+    layer = layer or nn.Linear(16, 8)
     layer.forward = lambda input: input  # type: ignore[method-assign]
     return layer
 
@@ -77,6 +77,7 @@ class Model(nn.Module):
         self.by_hand = by_hand()
         self.conv1d = nn.Conv1d(8, 8, 3)
         self.conv3d = nn.Conv3d(8, 8, 3)
+        self.conv3d_by_hand = by_hand(nn.Conv3d(8, 8, 3))
         self.small = nn.Linear(4, 8)
         self.own_attention = OwnAttention(16, 2)
         self.half_attention = attention_with_own_projection()
@@ -91,13 +92,13 @@ class Model(nn.Module):
 
 DONE = [
     "linear", "conv", "attention.in_proj_weight", "attention.out_proj", "named", "padded", "own", "conv1d",
-    "last",
+    "conv3d", "last",
 ]  # fmt: skip
 LEFT = {
     "standardized": "WeightStandardized is a subclass of Conv2d with its own forward, which computes "
     "something else from its weight (mean)",
     "by_hand": "its forward was replaced by hand",
-    "conv3d": "no sparse kernel for Conv3d",
+    "conv3d_by_hand": "its forward was replaced by hand",
     "own_attention": "OwnAttention is a subclass of MultiheadAttention with its own forward",
     "half_attention": "OwnLinear is a subclass of Linear with its own forward",
 }
@@ -152,16 +153,16 @@ def test_a_small_layer_is_no_smaller_for_both() -> None:
 
 
 def test_select_overrides_and_the_report_still_says_it(model: nn.Module) -> None:
-    sparsifier = Sparsifier(model, select=["standardized", "conv3d", "linear", "small"])
+    sparsifier = Sparsifier(model, select=["standardized", "conv3d_by_hand", "linear", "small"])
     assert (
-        reason_of(sparsifier, "conv3d")
-        == "not pruned yet: call prune(); stays dense: no sparse kernel for Conv3d"
+        reason_of(sparsifier, "conv3d_by_hand")
+        == "not pruned yet: call prune(); stays dense: its forward was replaced by hand"
     )
     reasons = {row.name: row.reason for row in sparsifier.prune().done}
     assert reasons == {
         "linear": "",
         "standardized": f"stays dense: {LEFT['standardized']}",
-        "conv3d": f"stays dense: {LEFT['conv3d']}",
+        "conv3d_by_hand": f"stays dense: {LEFT['conv3d_by_hand']}",
         "small": "stays dense: it is no smaller when compressed (136 bytes)",
     }
 
@@ -170,7 +171,7 @@ def test_asp_keeps_apexs_set_with_the_remark() -> None:
     model = nn.ModuleDict(
         {
             "body": nn.Linear(16, 16),
-            "conv3d": nn.Conv3d(16, 16, 3),
+            "conv3d": by_hand(nn.Conv3d(16, 16, 3)),
             "own": WeightStandardized(16, 16, 3),
             "last": nn.Linear(16, 16),
         }
@@ -179,7 +180,7 @@ def test_asp_keeps_apexs_set_with_the_remark() -> None:
     ASP.compute_sparse_masks()
     rows = {row.name: row for row in ASP.report()}
     assert all(row.done for row in rows.values())
-    assert rows["conv3d"].reason == "stays dense: no sparse kernel for Conv3d"
+    assert rows["conv3d"].reason == "stays dense: its forward was replaced by hand"
     assert rows["own"].reason == f"stays dense: {LEFT['standardized']}"
     assert rows["body"].reason == ""
     ASP.release(model)
@@ -187,7 +188,8 @@ def test_asp_keeps_apexs_set_with_the_remark() -> None:
 
 def test_masks_of_version_0_1_load(model: nn.Module) -> None:
     """It pruned by default what would stay dense, and heads inside wrappers."""
-    wrapped = nn.ModuleDict({"net": nn.Sequential(nn.Linear(16, 16), nn.Conv3d(8, 8, 3), nn.Linear(16, 10))})
+    layers = (nn.Linear(16, 16), by_hand(nn.Conv3d(8, 8, 3)), nn.Linear(16, 10))
+    wrapped = nn.ModuleDict({"net": nn.Sequential(*layers)})
     masks = {
         name: magnitude_mask(wrapped.get_parameter(name))
         for name in ("net.0.weight", "net.1.weight", "net.2.weight")

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.forms import Conv3dForm
+from ..nn.planes import Depth, stacked
 from ..ops import conv_matrix_to_weight, conv_weight_to_matrix
 from ..pruning.layers import is_transposed_linear
 from ..pruning.sharding import local
@@ -41,7 +43,7 @@ class Matrix:
             weight = weight.t()
         part = weight[self.rows].float()
         if self.kind == "conv":
-            part = conv_weight_to_matrix(part if part.dim() == 4 else part.unsqueeze(2))
+            part = _conv_matrix(part)
         return part.contiguous().clone()
 
     @torch.no_grad()
@@ -61,6 +63,8 @@ class Matrix:
         if self.kind != "conv":
             return matrix
         channels, *kernel = self.parameter.shape[1:]
+        if len(kernel) == 3:
+            return Conv3dForm((len(matrix), channels, kernel[0], kernel[1], kernel[2])).to_weight(matrix)
         whole = conv_matrix_to_weight(matrix, channels, kernel if len(kernel) == 2 else (1, kernel[0]))
         return whole if len(kernel) == 2 else whole.squeeze(2)
 
@@ -68,7 +72,7 @@ class Matrix:
         """This matrix's part [rows, K] of a mask in the shape of the parameter; padding is pruned."""
         part = (mask.t() if self.kind == "conv1d" else mask)[self.rows]
         if self.kind == "conv":
-            part = conv_weight_to_matrix((part if part.dim() == 4 else part.unsqueeze(2)).float()) > 0
+            part = _conv_matrix(part.float()) > 0
         return part.to(local(self.parameter).device)
 
     def write(self, matrix: Tensor) -> None:
@@ -81,6 +85,14 @@ class Matrix:
             put_back(numbers, self.parameter)
 
 
+def _conv_matrix(weight: Tensor) -> Tensor:
+    """The weight of a convolution of one to three dimensions as the matrix that is compressed."""
+    if weight.dim() == 5:
+        out, channels, t, r, s = weight.shape
+        return Conv3dForm((out, channels, t, r, s)).to_matrix(weight)
+    return conv_weight_to_matrix(weight if weight.dim() == 4 else weight.unsqueeze(2))
+
+
 def matrices_of(name: str, layer: nn.Module) -> list[Matrix]:
     """The matrices of a layer of a kind that is pruned."""
     weight = f"{name}.weight" if name else "weight"
@@ -91,12 +103,12 @@ def matrices_of(name: str, layer: nn.Module) -> list[Matrix]:
         return [Matrix(weight, layer._parameters["weight"], slice(None), "conv1d", bias)]  # type: ignore[arg-type]
     if isinstance(layer, nn.Linear):
         return [Matrix(weight, layer.weight, slice(None), "linear", bias)]
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         rows = layer.out_channels // layer.groups
         parts = [slice(g * rows, (g + 1) * rows) for g in range(layer.groups)]
         return [Matrix(weight, layer.weight, part, "conv", bias) for part in parts]
     raise TypeError(
-        f"a {type(layer).__name__} is not calibrated: Linear, Conv1d, Conv2d, Conv1D, MultiheadAttention"
+        f"a {type(layer).__name__} is not calibrated: Linear, Conv1d to Conv3d, Conv1D, MultiheadAttention"
     )
 
 
@@ -119,7 +131,7 @@ def input_rows(layer: nn.Module, args: Sequence[Tensor], kwargs: dict[str, Tenso
     if isinstance(layer, nn.MultiheadAttention):
         return _attention_rows(layer, args, kwargs)
     x = (args[0] if args else kwargs["input"]).detach()
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return [_thinned(x.reshape(-1, x.shape[-1]))]
     return _patches(layer, x)
 
@@ -129,14 +141,16 @@ def _thinned(rows: Tensor) -> Tensor:
     return rows[:: max(step, 1)].float()
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[Tensor]:
-    """The windows of an input, k ordered (r, s, c), for each group of channels."""
+def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> list[Tensor]:
+    """The windows of an input, k ordered (r, s, c) or (r, s, t, c), for each group of channels."""
     flat = isinstance(layer, nn.Conv1d)
     x = x.unsqueeze(-2) if flat else x
-    x = x.unsqueeze(0) if x.dim() == 3 else x
+    x = x.unsqueeze(0) if x.dim() == layer.weight.dim() - 1 + flat else x
     padding = (*layer._reversed_padding_repeated_twice, *([0, 0] * flat))
     x = F.pad(x, padding, _pad_mode(layer))
-    pairs = [(1, p[0]) if flat else p for p in (layer.kernel_size, layer.dilation, layer.stride)]
+    if isinstance(layer, nn.Conv3d):
+        x = stacked(x, Depth(layer.kernel_size[0], layer.stride[0], layer.dilation[0], layer.groups))
+    pairs = [(1, p[0]) if flat else p[-2:] for p in (layer.kernel_size, layer.dilation, layer.stride)]
     kernel, dilation, stride = (tuple(int(i) for i in pair) for pair in pairs)
     found = []
     for part in x.chunk(layer.groups, 1):
@@ -148,7 +162,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> list[Tensor]:
     return found
 
 
-def _pad_mode(layer: nn.Conv1d | nn.Conv2d) -> str:
+def _pad_mode(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str:
     return "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
 

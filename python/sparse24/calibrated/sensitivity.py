@@ -175,7 +175,7 @@ def _times(model: nn.Module, plan: Plan, batch: Any, said: Progress) -> tuple[di
 
 def _twin(name: str, layer: nn.Module, plan: Plan) -> nn.Module | None:
     """A pruned copy of a layer; ``None``: it cannot be compressed, and so saves nothing."""
-    kinds = nn.Linear | nn.Conv2d | nn.MultiheadAttention
+    kinds = nn.Linear | nn.Conv2d | nn.Conv3d | nn.MultiheadAttention
     if stays_dense(layer) or not (isinstance(layer, kinds) or is_transposed_linear(layer)):
         return None
     twin = copy.deepcopy(layer)

@@ -234,7 +234,7 @@ class Walk:
         def note(name: str) -> Callable[..., None]:
             def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 first = args[0] if args else next(iter(kwargs.values()))
-                sharing = not isinstance(layer, nn.MultiheadAttention | nn.Conv1d | nn.Conv2d)
+                sharing = not isinstance(layer, nn.MultiheadAttention | nn.Conv1d | nn.Conv2d | nn.Conv3d)
                 known = shared.get(id(first)) if sharing else None
                 if known is not None and found.get(name, known[1]) is known[1]:
                     found[name] = known[1]

@@ -32,10 +32,11 @@ def to_sparse(
 ) -> Report:
     """Replace the pruned layers of ``model`` by compressed ones, in place, where that makes them faster.
 
-    ``Linear``, ``Conv2d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are replaced where their
-    weight is 2:4 along the input channels. Where ``when="always"`` says so, ``Conv1d``, LSTM, GRU and RNN and
-    their cells, stacks of experts [E, out, in] of transformers, and subclasses of Linear and Conv2d that pad
-    or cast in ``forward`` stay the modules they are, with compressed tensors in the places of their weights.
+    ``Linear``, ``Conv2d``, ``Conv3d``, ``MultiheadAttention`` and transformers' ``Conv1D`` are replaced where
+    their weight is 2:4 along the input channels. Where ``when="always"`` says so, ``Conv1d``, LSTM, GRU and
+    RNN and their cells, stacks of experts [E, out, in] of transformers, and subclasses of Linear, Conv2d and
+    Conv3d that pad or cast in ``forward`` stay the modules they are, with compressed tensors in the places
+    of their weights.
     The rest stays, and the report says why. Files do not depend on what is chosen: a state_dict of either
     kind loads into a model of either kind.
 
@@ -64,7 +65,8 @@ def to_sparse(
             list of calls that are made equally often, as prefill and decode.
         how: "modules": replace layers where there is a compressed one. "tensors": keep every module, and put
             compressed tensors in the places of weights; ``F.linear``, ``F.conv2d`` and the like run sparse
-            with them, but what is compiled or exported runs dense.
+            with them. Compiled or exported, torch's own layers and recurrent ones do, and modules that
+            multiply by themselves (stacks of experts, attention) run dense.
         fuse: fold a ReLU or GELU that follows a converted layer into its product, where the graph is plain:
             in ``nn.Sequential``, torch's transformer layers and the blocks of :mod:`sparse24.nn.fuse`.
 

@@ -130,7 +130,7 @@ class LayerCall:
 def tokens_told(module: nn.Module, call: LayerCall) -> str:
     """The size of a call as a reader wants it: "128 tokens", of a convolution "8x64x56x56"."""
     shape = call.shape
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
         return "x".join(map(str, shape))
     tokens = math.prod(shape[:-1])
     return f"{tokens} token{'' if tokens == 1 else 's'}"

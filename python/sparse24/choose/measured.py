@@ -77,7 +77,8 @@ class Chooser:
         kind, shape = described(module)
         dtype = self._dtype or weight.dtype
         mode = "compiled" if self._compiled else "eager"
-        lowered = precision("conv" if kind == "conv2d" else "matmul") if dtype is torch.float32 else 0
+        family = "conv" if kind in ("conv2d", "conv3d") else "matmul"
+        lowered = precision(family) if dtype is torch.float32 else 0
         mode += f", precision {lowered}" if lowered else ""  # torch multiplies less exactly then, and faster
         order = " channels_last" if _is_channels_last(module) else ""
         order += " transposed" if type(module).__name__ == "Conv1D" else ""
@@ -147,6 +148,8 @@ def described(module: nn.Module) -> tuple[str, str]:
         return "attention", masks
     if isinstance(module, nn.Conv2d):
         return "conv2d", repr(module).removeprefix(f"{type(module).__name__}")
+    if isinstance(module, nn.Conv3d):
+        return "conv3d", repr(module).removeprefix(f"{type(module).__name__}")
     weight: Any = module.weight
     rows, columns = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
     return "linear", f"{rows}x{columns}{'' if module.bias is None else ' + bias'}"
@@ -154,11 +157,12 @@ def described(module: nn.Module) -> tuple[str, str]:
 
 def _is_channels_last(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     return (
         isinstance(weight, Tensor)
-        and weight.dim() == 4
+        and weight.dim() in layouts
         and not weight.is_contiguous()
-        and weight.is_contiguous(memory_format=torch.channels_last)
+        and weight.is_contiguous(memory_format=layouts[weight.dim()])
     )
 
 

@@ -83,7 +83,7 @@ def verdict(module: nn.Module, dtype: torch.dtype | None = None, kernels: str | 
         kernels: the instruction set; default: the one in use.
     """
     kernels = kernels or cpu_isa()
-    if isinstance(module, nn.Conv2d) and module.in_channels // module.groups < FEW_CHANNELS:
+    if isinstance(module, nn.Conv2d | nn.Conv3d) and module.in_channels // module.groups < FEW_CHANNELS:
         channels = module.in_channels // module.groups
         return _dense(f"{channels} input channel{'s' * (channels > 1)} a group, below {FEW_CHANNELS}")
     if kernels != "amx" and has_amx() and (dtype or next(module.parameters()).dtype) is BF16:
@@ -112,7 +112,7 @@ def _products(module: Any) -> Iterator[tuple[str, str, int, int, torch.dtype]]:
             yield f"{name}_proj ", "linear", size, inputs, dtype
         return
     weight = module.weight
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d):  # the product of a Conv3d is one of planes
         yield "", "conv2d", weight.shape[0] // module.groups, weight[0].numel(), weight.dtype
         return
     rows, columns = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)

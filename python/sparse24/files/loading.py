@@ -19,7 +19,15 @@ from ..nn.convertible import SPARSE, layers_of
 from ..nn.forms import NotSparse24Error, check_weight
 from ..nn.guard import CHILD
 from ..nn.held import HeldWeight, helds_of
-from ..nn.shells import Swaps, compressed_in, put_dense, put_dense_weight, put_shells, take_back
+from ..nn.shells import (
+    Swaps,
+    compressed_in,
+    put_dense,
+    put_dense_weight,
+    put_shells,
+    put_storage,
+    take_back,
+)
 from ..pruning.prunable import unwrap
 from ..report import Report
 from .errors import FileError
@@ -98,6 +106,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], *, key: str | None = No
     try:
         if problems:
             raise FileError(f"{path}: does not fit {type(model).__name__}: {problems[0]}")  # noqa: TRY301
+        swaps += put_storage(model, stored)
         swaps += _dense_again(model, state)
         state = _as_the_model_has_it(path, model, state)
         _check_numbers(path, model, state)

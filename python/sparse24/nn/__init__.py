@@ -7,7 +7,15 @@ somebody asks for them, through the decompressed weight: right, but no faster th
 from . import weight_products as weight_products  # what a weight runs sparse
 from .attention import SparseMultiheadAttention
 from .conv2d import SparseConv2d
+from .conv3d import SparseConv3d
 from .convert import to_dense, to_sparse
 from .linear import SparseLinear
 
-__all__ = ["SparseConv2d", "SparseLinear", "SparseMultiheadAttention", "to_dense", "to_sparse"]
+__all__ = [
+    "SparseConv2d",
+    "SparseConv3d",
+    "SparseLinear",
+    "SparseMultiheadAttention",
+    "to_dense",
+    "to_sparse",
+]

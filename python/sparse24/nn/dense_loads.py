@@ -15,6 +15,7 @@ from . import int8
 from .attention import SparseMultiheadAttention
 from .compressed import FORMAT, CompressedModule
 from .conv2d import SparseConv2d, _conv_arguments
+from .conv3d import SparseConv3d, conv3d_arguments
 from .forms import form_of
 from .guard import CHILD, is_guard
 from .held import HeldWeight
@@ -32,6 +33,8 @@ def compressed_like(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     assert isinstance(weight, Tensor)
     if isinstance(module, nn.Conv2d):
         return SparseConv2d(**_conv_arguments(module), device="meta", dtype=dtype or weight.dtype)
+    if isinstance(module, nn.Conv3d):
+        return SparseConv3d(**conv3d_arguments(module), device="meta", dtype=dtype or weight.dtype)
     rows, columns = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
     return SparseLinear(columns, rows, bias is not None, "meta", dtype or weight.dtype)
 
@@ -39,7 +42,7 @@ def compressed_like(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 def accept_compressed(module: nn.Module) -> None:
     """Let a dense layer (of torch.nn, or transformers' ``Conv1D``) load ``values`` and ``indices``, too."""
     known = any(is_own_hook(hook) for hook in module._load_state_dict_pre_hooks.values())
-    kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
     fits = isinstance(module, kinds) or type(module).__name__ == "Conv1D" or bool(weights_by_tensors(module))
     if not known and fits:
         module.register_load_state_dict_pre_hook(load_compressed)  # type: ignore[no-untyped-call]
@@ -65,7 +68,7 @@ def load_compressed(
     if isinstance(module, nn.MultiheadAttention):
         _load_attention(module, state_dict, prefix, error_msgs)
         return
-    if isinstance(module, nn.Linear | nn.Conv2d) or type(module).__name__ == "Conv1D":
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) or type(module).__name__ == "Conv1D":
         _load_weight(module, state_dict, prefix, local_metadata, error_msgs)
 
 
@@ -108,7 +111,7 @@ def _load_weight(
             state_dict[prefix + "bias"] = module.bias
         _drop(state_dict, prefix)
     else:
-        is_conv1d = not isinstance(module, nn.Linear | nn.Conv2d)
+        is_conv1d = not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
         weight = weight.t().contiguous() if is_conv1d else weight
     state_dict[prefix + "weight"] = weight
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -91,6 +92,33 @@ class Conv1dForm(NamedTuple):
         return self.two_dimensional.place(row, group)
 
 
+class Conv3dForm(NamedTuple):
+    """How the weight [out, C, T, R, S] of a 3-D one does: as [out, R*S*T*C4], k ordered (r, s, t, c)."""
+
+    shape: tuple[int, int, int, int, int]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[2:]) * ops.round_up(self.shape[1], 4)
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        channels = self.shape[1]
+        taps = F.pad(weight.permute(0, 3, 4, 2, 1), (0, ops.round_up(channels, 4) - channels))
+        return taps.reshape(len(weight), -1).contiguous()
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        _, channels, t, r, s = self.shape
+        taps = matrix[:, : self.columns].reshape(-1, r, s, t, ops.round_up(channels, 4))[..., :channels]
+        return taps.permute(0, 4, 3, 1, 2).contiguous()
+
+    def place(self, row: int, group: int) -> str:
+        _, channels, planes, _, columns = self.shape
+        tap, group = divmod(group, ops.round_up(channels, 4) // 4)
+        tap, t = divmod(tap, planes)
+        r, s = divmod(tap, columns)
+        return f"row {row}, tap ({t}, {r}, {s}), channels {4 * group}-{min(4 * group + 3, channels - 1)}"
+
+
 class StackForm(NamedTuple):
     """How weights [E, out, in], one for each expert, do: as [E*out, in]."""
 
@@ -132,7 +160,7 @@ class TurnedForm(NamedTuple):
         return f"column {row}, rows {4 * group}-{min(4 * group + 3, self.shape[0] - 1)}"
 
 
-Form = LinearForm | Conv2dForm | Conv1dForm | StackForm | TurnedForm
+Form = LinearForm | Conv2dForm | Conv1dForm | Conv3dForm | StackForm | TurnedForm
 
 
 def form_of(module: nn.Module, shape: tuple[int, ...]) -> Form:
@@ -143,6 +171,8 @@ def form_of(module: nn.Module, shape: tuple[int, ...]) -> Form:
     if len(shape) == 3:
         three = (shape[0], shape[1], shape[2])
         return Conv1dForm(three) if isinstance(module, nn.Conv1d) else StackForm(three)
+    if len(shape) == 5:
+        return Conv3dForm((shape[0], shape[1], shape[2], shape[3], shape[4]))
     return Conv2dForm((shape[0], shape[1], shape[2], shape[3]))
 
 

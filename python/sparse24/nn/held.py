@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import recurrent
+from . import compiled, recurrent
 from .compressed import CompressedModule
 from .forms import Form, compress_weight, rows_of
 from .guard import CHILD, is_guard
@@ -111,7 +111,7 @@ def _property(name: str) -> property:
 @functools.cache
 def holding_class(base: Any, names: tuple[str, ...]) -> Any:
     """The class of modules of ``base`` whose parameters ``names`` are compressed."""
-    forward = recurrent.forward_of(base)
+    forward = recurrent.forward_of(base) or compiled.forward_of(base)
     body: dict[str, Any] = {name: _property(name) for name in names}
     body |= {"_held_names": names, "_held_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
     bases = (Holding, base) if forward is None else (Holding, forward, base)

@@ -23,6 +23,7 @@ from ..ops.cuda import device_kernels
 if TYPE_CHECKING:
     from .compressed import CompressedModule
     from .conv2d import SparseConv2d
+    from .conv3d import SparseConv3d
     from .linear import SparseLinear
 
 #: What ``activations`` of :meth:`~.compressed.CompressedModule.to_int8` may be.
@@ -179,8 +180,8 @@ def _linear_by(
     return ops.activate(output, layer.activation)
 
 
-def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
-    """The convolution, with gradients as :func:`linear` has them."""
+def conv2d(layer: SparseConv2d | SparseConv3d, input: Tensor) -> Tensor:
+    """The convolution (of a SparseConv3d: of stacked planes), with gradients as :func:`linear` has them."""
     values, indices, bias = layer._operands()
     if values.dtype in FLOAT8:
         scale = scales_of(layer)[0]
@@ -196,15 +197,21 @@ def conv2d(layer: SparseConv2d, input: Tensor) -> Tensor:
 
 
 def _conv2d_by(
-    product: Callable[..., Tensor], layer: SparseConv2d, input: Tensor, *weight: Tensor | None
+    product: Callable[..., Tensor],
+    layer: SparseConv2d | SparseConv3d,
+    input: Tensor,
+    *operands: Tensor | None,
 ) -> Tensor:
     bias = layer.bias
     if not _wants_grad(input, bias):
-        return product(input, *weight, bias, layer.activation, layer._window)
+        return product(input, *operands, bias, layer.activation, layer._window)
     plain = None if bias is None else bias.detach()
-    exact = product(input.detach(), *weight, plain, "none", layer._window)
+    exact = product(input.detach(), *operands, plain, "none", layer._window)
     _, stride, padding, dilation, groups = ops.geometry_of(layer._window)
-    smooth = F.conv2d(input, dequantized(layer, input.dtype), bias, stride, padding, dilation, groups)
+    weight = dequantized(layer, input.dtype)
+    three: Any = layer
+    weight = three._two_dimensional(weight) if weight.dim() == 5 else weight
+    smooth = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
     return ops.activate(output, layer.activation)
 

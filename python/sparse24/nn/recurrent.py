@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .compiled import held_for_compiler, linear
+
 #: From the products of input and hidden state, and the state (h, c), to the next state.
 _Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -62,8 +64,8 @@ class _Cell:
             state = (x.new_zeros(len(x), module.hidden_size),) * (2 if is_lstm else 1)
         else:
             state = tuple(each if batch else each.unsqueeze(0) for each in given)
-        hidden = F.linear(state[0], module.weight_hh, module.bias_hh)
-        after = _step_of(module)(F.linear(x, module.weight_ih, module.bias_ih), hidden, state)
+        hidden = linear(module, "weight_hh", state[0], module.bias_hh)
+        after = _step_of(module)(linear(module, "weight_ih", x, module.bias_ih), hidden, state)
         after = after if batch else tuple(each.squeeze(0) for each in after)
         return after if is_lstm else after[0]
 
@@ -160,9 +162,9 @@ def _direction(
         return getattr(module, name + suffix)
 
     bias = named("bias_hh") if module.bias else None
-    step, weight = _step_of(module), named("weight_hh")
-    projection = named("weight_hr") if module.proj_size else None
-    inputs = F.linear(data, named("weight_ih"), named("bias_ih") if module.bias else None)
+    step, hidden = _step_of(module), _product(module, f"weight_hh{suffix}")
+    projection = _product(module, f"weight_hr{suffix}") if module.proj_size else None
+    inputs = linear(module, f"weight_ih{suffix}", data, named("bias_ih") if module.bias else None)
     parts = torch.split(inputs, steps)
     backwards = suffix.endswith("_reverse")
     order = range(len(steps) - 1, -1, -1) if backwards else range(len(steps))
@@ -177,13 +179,21 @@ def _direction(
         elif size > len(now[0]):  # backwards: longer sequences begin
             begun = len(now[0])
             now = tuple(torch.cat([n, s[begun:size]]) for n, s in zip(now, state, strict=True))
-        now = step(parts[t], F.linear(now[0], weight, bias), now)
+        now = step(parts[t], hidden(now[0], bias), now)
         if projection is not None:
-            now = (F.linear(now[0], projection), *now[1:])
+            now = (projection(now[0], None), *now[1:])
         outputs[t] = now[0]
     pieces = [now, *reversed(ended)]
     final = tuple(torch.cat([piece[i] for piece in pieces]) for i in range(len(now)))
     return torch.cat(outputs), final
+
+
+def _product(module: Any, name: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The product with a weight that is read once for all steps."""
+    if held_for_compiler(module, name) is not None:
+        return lambda input, bias: linear(module, name, input, bias)
+    weight = getattr(module, name)
+    return lambda input, bias: F.linear(input, weight, bias)
 
 
 def forward_of(base: type[nn.Module]) -> type | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -114,6 +115,22 @@ def put_shells(model: nn.Module, stored: Mapping[str, Storage]) -> tuple[Swaps, 
         hold(module, {attribute: shell})
         swaps.append(HeldSwap(name, module, attribute, old, shell))
     return swaps, []
+
+
+def put_storage(model: nn.Module, stored: Mapping[str, Storage]) -> Swaps:
+    """Give compressed layers without numbers the 8-bit storage of a file: twins in their places."""
+    places = places_of(model)
+    layers: Swaps = []
+    for name, module in list(model.named_modules()):
+        if name not in stored or not isinstance(module, CompressedModule) or not module.values.is_meta:
+            continue
+        twin = copy.deepcopy(module)
+        if not int8.is_narrow(module):
+            be_stored_as(twin, stored[name])
+        if int8.is_narrow(twin) and not int8.is_narrow(module):
+            put(twin, places[id(module)])
+            layers.append(Swap(name, module, twin, places[id(module)]))
+    return layers
 
 
 def _legal(dtype: torch.dtype) -> torch.dtype:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from .attention import SparseMultiheadAttention
 from .conv2d import SparseConv2d
+from .conv3d import SparseConv3d
 from .linear import SparseLinear
 
-_SPARSE = (SparseLinear, SparseConv2d, SparseMultiheadAttention)
+_SPARSE = (SparseLinear, SparseConv2d, SparseConv3d, SparseMultiheadAttention)
 #: Hooks that run around ``forward`` and work on any kind of layer.
 CARRIED_HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -61,7 +62,7 @@ def set_fused_paths(model: nn.Module) -> None:
             if not isinstance(module, kind):
                 continue
             sparse_inside = any(
-                isinstance(child, (SparseLinear, SparseConv2d, SparseMultiheadAttention))
+                isinstance(child, (SparseLinear, SparseConv2d, SparseConv3d, SparseMultiheadAttention))
                 for child in module.modules()
             )
             if sparse_inside and saved not in vars(module):

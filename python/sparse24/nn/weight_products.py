@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import ops
 from . import grad
-from .forms import Conv1dForm, Conv2dForm, LinearForm, StackForm, TurnedForm
+from .forms import Conv1dForm, Conv2dForm, Conv3dForm, LinearForm, StackForm, TurnedForm
+from .planes import Depth, is_channels_last_3d, stacked, unstacked
 from .weight import CompressedWeight
 
 _aten = torch.ops.aten
@@ -85,7 +86,8 @@ def _stack(weight: Any) -> list[_Rows] | None:
 
 def _kernels(weight: Any) -> _Rows | None:
     """The rows of a convolution's weight, or of some of its output channels; None: it is another."""
-    if not isinstance(weight, CompressedWeight) or not isinstance(weight._form, Conv1dForm | Conv2dForm):
+    kinds = Conv1dForm | Conv2dForm | Conv3dForm
+    if not isinstance(weight, CompressedWeight) or not isinstance(weight._form, kinds):
         return None
     size = math.prod(weight._form.shape[1:])
     fits = weight.shape[1:] == weight._form.shape[1:] and weight.is_contiguous() and size
@@ -170,7 +172,7 @@ def _conv(
 ) -> Any:  # fmt: skip
     """``conv2d`` and ``conv1d``, which is one of kernels [1, K]."""
     rows = _kernels(weight)
-    if rows is None or not _is_dense(input, bias) or input.dim() != weight.dim():
+    if rows is None or not _is_dense(input, bias) or input.dim() != weight.dim() or weight.dim() == 5:
         return NotImplemented
     one = weight.dim() == 3
     sizes = (_pair(stride, one, 1), _pair(padding, one, 0), _pair(dilation, one, 1))
@@ -191,6 +193,41 @@ def _conv(
     return output.squeeze(2) if one else output
 
 
+def _triple(value: Any) -> tuple[int, int, int] | None:
+    if isinstance(value, int):
+        return (value, value, value)
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) in (1, 3):
+        return (value[0], value[len(value) // 2], value[-1])
+    return None
+
+
+def _conv3d(
+    input: Tensor, weight: Any, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Any:  # fmt: skip
+    """``conv3d`` as one ``conv2d`` of stacked planes."""
+    rows = _kernels(weight)
+    if rows is None or not _is_dense(input, bias) or weight.dim() != 5 or input.dim() != 5:
+        return NotImplemented
+    strides, pads, dilations = _triple(stride), _triple(padding), _triple(dilation)
+    fits = input.dtype == rows.values.dtype and input.shape[1] == groups * weight.shape[1]
+    if strides is None or pads is None or dilations is None or not (fits or _autocasts(input)):
+        return NotImplemented
+    kernel = weight._form.shape[2:]
+    layout = torch.channels_last_3d if is_channels_last_3d(input) else torch.contiguous_format
+    deep = input
+    if pads[0]:
+        deep = F.pad(input, (0, 0, 0, 0, pads[0], pads[0])).contiguous(memory_format=layout)
+    if deep.shape[2] < (kernel[0] - 1) * dilations[0] + 1:
+        return NotImplemented  # torch has its own words for that
+    depth = Depth(kernel[0], strides[0], dilations[0], groups)
+    operands = (stacked(deep, depth), rows.values, rows.indices, bias)
+    window = (*kernel[1:], *strides[1:], *pads[1:], *dilations[1:], groups)
+    wants = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    output = (grad.conv2d if wants else ops.conv2d)(*operands, "none", window)
+    return unstacked(output, deep, depth)
+
+
 def _convolution(
     input: Tensor, weight: Any, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int,
@@ -207,6 +244,8 @@ PRODUCTS: dict[Any, Callable[..., Any]] = {
     torch.conv2d: _conv,
     F.conv1d: _conv,
     torch.conv1d: _conv,
+    F.conv3d: _conv3d,
+    torch.conv3d: _conv3d,
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-_ONE_WEIGHT = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_ONE_WEIGHT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Methods that decide what a layer computes.
 _METHODS = ("__call__", "forward", "_conv_forward")
 
@@ -27,7 +27,7 @@ def weights_by_tensors(module: nn.Module) -> dict[str, int]:
         return {n: 1 for n, p in module._parameters.items() if p is not None and n.startswith("weight_")}
     if isinstance(module, nn.Conv1d):
         return {"weight": 1}
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
         return {"weight": 1} if module._parameters.get("weight") is not None else {}
     if _is_stack_of_experts(module):
         return {name: 2 for name, p in module._parameters.items() if p is not None and p.dim() == 3}
@@ -108,8 +108,8 @@ def _input_shape(module: Any) -> Sequence[int]:
 
 
 _PRODUCTS = (
-    F.linear, F.conv1d, F.conv2d, torch.conv1d, torch.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__,
-    torch.mm, Tensor.mm,
+    F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, torch.matmul,
+    Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
 )  # fmt: skip
 #: What gives the weight again, or turned, or says something of it.
 _SAME = (

@@ -1,6 +1,6 @@
 """What runs sparse once it is pruned: the one predicate that ``prune``, ``to_sparse`` and their reports ask.
 
-A layer runs sparse if it is a ``Linear``, a ``Conv2d``, a ``MultiheadAttention`` or transformers'
+A layer runs sparse if it is a ``Linear``, ``Conv2d``, ``Conv3d``, ``MultiheadAttention`` or transformers'
 ``Conv1D``, and does nothing besides what that class does; or if a compressed weight can stand in the place of
 its own (``by_tensors``). What does not is left alone by ``prune``, for its zeros would cost accuracy and gain
 nothing; it grows as kernels come.
@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 from .by_tensors import weights_by_tensors, why_not_by_tensors
 
 #: The classes of torch.nn that have a compressed one.
-DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+DENSE = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 #: Layers that are pruned where they are selected, and stay dense; and those that are never pruned.
-NO_KERNEL = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NO_KERNEL = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 _PARAMETERS = {
     "weight", "bias", "in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight",
@@ -99,9 +99,9 @@ def not_plain(weight: Tensor) -> str:
 
 
 def compressed_bytes(shape: Sequence[int], element_size: int) -> int:
-    """Bytes of values [out, K/2] and indices [out, K/8] of a weight [out, in] or [out, in, R, S]."""
+    """Bytes of values [out, K/2] and indices [out, K/8] of a weight [out, in], [out, in, R, S] or with T."""
     columns = shape[1]
-    if len(shape) == 4:
+    if len(shape) >= 4:
         columns = -(-columns // 4) * 4 * math.prod(shape[2:])
     padded = -(-columns // 8) * 8
     return shape[0] * (padded // 2 * element_size + padded // 8)

@@ -14,7 +14,7 @@ from torch import nn
 from ..calibrated.blocks import checked_batches, run_first
 from ..choose.measured import Chooser
 from ..log import progress as logged
-from ..nn import SparseConv2d, SparseLinear, convert
+from ..nn import SparseConv2d, SparseConv3d, SparseLinear, convert
 from ..nn.int8 import ACTIVATIONS, quantize_rows
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
@@ -166,7 +166,7 @@ def _check(model: nn.Module, way: Way, symmetric: bool, smooth: float | None, wi
 def _compress(model: nn.Module) -> Undo:
     """Compress the dense layers that are 2:4; how to take it back, the modules themselves included."""
     held = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
-    if not isinstance(model, (SparseLinear, SparseConv2d)):
+    if not isinstance(model, (SparseLinear, SparseConv2d, SparseConv3d)):
         convert.to_sparse(model)
 
     def back() -> None:
@@ -180,7 +180,9 @@ def _compress(model: nn.Module) -> Undo:
 
 def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], list[Row]]:
     """The layers to become int8, each once, and rows of those that do not."""
-    every = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | SparseConv2d)}
+    every = {
+        n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | SparseConv2d | SparseConv3d)
+    }
     if not every:
         raise ValueError(
             "the model has no 2:4 layer: prune it first (Sparsifier, oneshot), then quantize; zeros that are "

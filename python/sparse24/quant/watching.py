@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..choose.example import LayerCall
-from ..nn import SparseConv2d, SparseLinear
+from ..nn import SparseConv2d, SparseConv3d, SparseLinear
 from ..pruning.running import run_batch
 from .observers import Observer
 
-Layer = SparseLinear | SparseConv2d
+Layer = SparseLinear | SparseConv2d | SparseConv3d
 
 
 @dataclasses.dataclass

@@ -12,7 +12,18 @@ from torch._subclasses import FakeTensorMode
 import sparse24
 from sparse24.__main__ import main
 from sparse24.commands import bench
-from sparse24.commands.bench import calls, conv, decode, devices, kernels, linear, memory, permutation, table
+from sparse24.commands.bench import (
+    calls,
+    conv,
+    conv3d,
+    decode,
+    devices,
+    kernels,
+    linear,
+    memory,
+    permutation,
+    table,
+)
 
 BRIEF = ("--seconds", "0.001", "--threads", "1")
 CHECKOUT = Path(__file__).parents[3]
@@ -32,6 +43,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "COLD_BYTES", 4e3)
     monkeypatch.setattr(conv, "SHAPES", [(8, 12, 5, 3), (8, 4, 5, 1)])
     monkeypatch.setattr(conv, "BATCH", 2)
+    monkeypatch.setattr(conv3d, "SHAPES", [(8, 12, (3, 5, 5), (3, 3, 3))])
     monkeypatch.setattr(permutation, "GOALS", [permutation.Goal("Gaussian", 32, 32, False, 0.5, 9.0)])
     monkeypatch.setattr(calls, "kernel_times", lambda threads: {line["name"]: line["us"] for line in CALLS})
 
@@ -43,6 +55,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("linear", ["16, 24", "16, 24"]),
         ("decode", ["16, 24", "16, 24"]),
         ("conv", ["8 -> 12, 5x5, 3x3", "8 -> 4, 5x5, 1x1"]),
+        ("conv3d", ["8 -> 12, 3x5x5, 3x3x3"]),
         ("permutation", ["Gaussian"]),
         ("calls", ["nn.Linear(8, 8)", "SparseLinear(8, 8)", "nn.Conv2d(8, 8, 1)", "SparseConv2d(8, 8, 1)"]),
     ],

@@ -34,6 +34,7 @@ BENCHMARKS = (
     Entry("decode", "products with few tokens and cold weights"),
     Entry("narrow", "linear layers in 16 and 8 bits, against torch and prepacked oneDNN"),
     Entry("conv", "convolutions, against torch and prepacked oneDNN"),
+    Entry("conv3d", "3-D convolutions, against torch"),
     Entry("networks", "whole networks, eager and compiled, against torch and the best dense"),
     Entry("goals", "what was asked for, what is reached here, and what bounds it"),
     Entry("oneshot", "pruning without retraining: every method on small tasks, and the loops behind it"),
