@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,24 @@ def test_rows_of_networks_are_kept_and_what_is_left_out_is_told(capsys: pytest.C
         line for line in second.splitlines() if "Tiny" in line
     ]
     assert "time was up" not in second
+
+
+@pytest.mark.usefixtures("small")
+def test_a_batch_that_does_not_fit_is_left_out_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = networks._figures
+
+    def measured(ground: Any, models: Any, inputs: Any, seconds: float) -> list[str]:
+        if len(inputs[0]) == 128:
+            raise torch.OutOfMemoryError("128 is too much")
+        return figures(ground, models, inputs, seconds)
+
+    monkeypatch.setattr(networks, "_figures", measured)
+    assert main(["bench", "networks", *BRIEF]) == 0
+    said = capsys.readouterr().out
+    assert "Left out: tiny fp16 128: out of memory; tiny bf16 128: out of memory" in said
+    assert said.count("Tiny, a row  fp16") == 1
 
 
 @pytest.mark.usefixtures("emulator")

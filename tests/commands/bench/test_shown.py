@@ -209,3 +209,33 @@ def test_every_kept_table_that_can_be_drawn_is_drawn(tmp_path: Path) -> None:
     for name in ("linear", "narrow", "decode", "conv", "amdahl", "network-bert-large"):
         assert (tmp_path / f"{name}.svg").stat().st_size < 60_000
     assert "1.3 to 1.5" in page.read_text()
+
+
+def test_tables_that_only_another_class_has_are_drawn_too(tmp_path: Path) -> None:
+    where = MachineClass("AMD Zen 3, AVX2, 2 cores")
+    drawings.write(
+        tmp_path, papers.kept((CHECKOUT / papers.RESULTS).read_text(), where), where.title, "bench"
+    )
+    assert {"memory.svg", "masks.svg", "linear.svg", "linear-linear-1.svg"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+
+
+def test_a_roofline_without_rates_is_not_drawn(tmp_path: Path) -> None:
+    limits = Table(
+        "roofline-limits-1",
+        "",
+        [["limit", "figure", "how"], ["operations", "9 GF/s", "x"], ["reading", "9 GB/s", "x"]],
+    )
+    head = [
+        "out, in",
+        "tokens",
+        "operations a byte",
+        "torch GF/s",
+        "operations a byte, 2:4",
+        "2:4 GF/s",
+        "of its roof",
+    ]
+    made = Table("roofline-1", "", [head, ["8, 8", "1", "0.5", "0", "0.9", "0", "0%"]])
+    page = drawings.write(tmp_path, [limits, made], "here", "sparse24 bench").read_text()
+    assert "Not drawn: no product has a rate." in page

@@ -90,6 +90,7 @@ def test_nouns_are_found_by_their_definitions_where_wordnet_is(
     ]
     nouns.write_text("\n".join(lines))
     monkeypatch.setattr(minilm, "NOUNS", nouns)
+    monkeypatch.setattr(subjects, "docstrings", lambda count: [first for first, _ in sentences.PAIRS])
     folder = transformer.model_folder()
     assert folder is not None
     case = subjects.minilm(folder, quick=False)
@@ -135,6 +136,7 @@ def test_where_there_is_no_encoder_a_model_is_trained_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(transformer, "model_folder", lambda: None)
     monkeypatch.setattr(demo, "_PARTS", ("oneshot",))
+    monkeypatch.setattr(subjects.byte_models, "Gpt", lambda *_: Gpt(64, 1, 2))
     assert demo.main(quick=True, out=tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "A model over bytes, trained here for" in printed

@@ -49,7 +49,10 @@ def _recipe(data: dict[str, Any]) -> Iterator[Drawing]:
     }
     rows = [(label, 100 * data["accuracy"][name]) for name, label in labels.items()]
     title = f"Accuracy on {data['images']}"
-    yield Drawing(plots.bars(rows, "test accuracy, %", title), "Retraining wins back what pruning loses.")
+    yield Drawing(
+        plots.bars(rows, "test accuracy, %", title),
+        "Dense, pruned, and after retraining with the same schedule.",
+    )
     yield Drawing(_speedups(data["seconds"], "Speed"), "Latency of the whole network, dense over sparse.")
 
 
@@ -58,7 +61,7 @@ def _oneshot(data: dict[str, Any]) -> Iterator[Drawing]:
     labels = {"dense": "dense", "2:4": "2:4, SparseGPT and refit", "magnitude": "2:4, magnitude alone"}
     rows = [(label, judged[name][0]) for name, label in labels.items()]
     better = "higher" if score["higher_is_better"] else "lower"
-    caption = f"{score['name']}; {better} is better. Nothing was trained."
+    caption = f"{score['name']}; {better} is better. Pruning took no training."
     yield Drawing(plots.bars(rows, score["name"], "Quality"), caption)
     title = f"Speed in {data['dtype']}, this machine's best dtype"
     yield Drawing(_speedups(data["seconds"], title), f"{data['network']}: dense over sparse time.")

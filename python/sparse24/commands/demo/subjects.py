@@ -24,9 +24,9 @@ from .sentences import PAIRS, docstrings
 #: Pairs of a noun and its definition that the encoder is judged by, where WordNet is installed.
 NOUNS = 500
 #: Of the small model: bytes it sees at once, windows of a batch, and windows that it is judged by.
-CONTEXT, BATCH, JUDGED = 128, 32, 64
+CONTEXT, BATCH, JUDGED = 128, 16, 64
 #: Steps of its training, in a quick demo and in a whole one.
-STEPS = (60, 300)
+STEPS = (40, 200)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line);
   text-align: left; vertical-align: top; overflow-wrap: normal }
 th { border-bottom-width: 2px }
+td:first-child:not(.n) { min-width: 8rem }
 .n { text-align: right; white-space: nowrap }
 """
 #: Nothing is loaded and nothing is run; styles are the page's own.
@@ -109,7 +110,7 @@ class Page:
         drawing = figures.inlined(svg, f"f{self._figures + 1}-", caption)
         self._figures += 1
         self._parts += [
-            f'<figure><div class="wide">{drawing}</div>',
+            f'<figure><div class="wide" tabindex="0">{drawing}</div>',
             f"<figcaption>{html.escape(caption)}</figcaption></figure>",
         ]
 

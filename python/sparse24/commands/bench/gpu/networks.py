@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import time
 
 import torch
@@ -34,22 +35,28 @@ def tables(setting: Setting) -> list[Table]:
     )
     left: list[str] = []
     with Rows(setting, "gpu-networks", caption, head) as rows:
-        for definition in [of_key(key) for key in setting.networks] or DEFINITIONS:
-            for kind in KINDS:
-                models: tuple[nn.Module, nn.Module] | None = None
-                for batch in setting.batches or (BATCHES[:1] if setting.quick else BATCHES):
-                    key = f"{definition.key} {kind} {batch}"
-                    cells = store.get(key)
-                    if cells is None and time.monotonic() > end:
-                        left.append(f"{key}: the time was up")
+        for definition, kind in itertools.product(
+            [of_key(k) for k in setting.networks] or DEFINITIONS, KINDS
+        ):
+            models: tuple[nn.Module, nn.Module] | None = None
+            for batch in setting.batches or (BATCHES[:1] if setting.quick else BATCHES):
+                key = f"{definition.key} {kind} {batch}"
+                cells = store.get(key)
+                if cells is None and time.monotonic() > end:
+                    left.append(f"{key}: the time was up")
+                    continue
+                if cells is None:
+                    models = models or _built(ground, definition, kind)
+                    try:
+                        figures = _figures(
+                            ground, models, definition.inputs(batch, models[0]), setting.seconds
+                        )
+                    except torch.OutOfMemoryError:
+                        left.append(f"{key}: out of memory")
                         continue
-                    if cells is None:
-                        models = models or _built(ground, definition, kind)
-                        name = [f"{definition.name}, {definition.what}", kind, str(batch)]
-                        inputs = definition.inputs(batch, models[0])
-                        figures = _figures(ground, models, inputs, setting.seconds)
-                        cells = store.put(key, [*name, *figures])
-                    rows.add(cells)
+                    name = [f"{definition.name}, {definition.what}", kind, str(batch)]
+                    cells = store.put(key, [*name, *figures])
+                rows.add(cells)
     return [rows.table(f" Left out: {'; '.join(left)}." if left else "")]
 
 
