@@ -22,7 +22,7 @@ def example(name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("two_phases", ["classifier: dense", "detector: AP dense"]),
+    [("two_phases", ["classifier: dense", "detector, AP: dense", "pruned last"]),
      ("two_phases_text", ["masked bytes, nats: dense", "packages of docstrings: dense"])],
 )  # fmt: skip
 def test_an_example_runs(name: str, says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
