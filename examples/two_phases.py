@@ -3,9 +3,9 @@
 Run: python examples/two_phases.py
 
 Two ways to a sparse detector. Masks made after the first phase, kept while the backbone is trained again, and
-carried into the detector, whose new head stays dense: the detector is trained once. Or the dense detector pruned
-after the second phase, and that phase repeated: twice the steps, and masks that know the task. On this small
-backbone the first loses a tenth of the precision, the second little (docs/recipes.md has figures).
+carried into the detector, whose new head stays dense: the detector is trained once. Or the dense detector
+pruned after the second phase, and that phase repeated: twice the steps, and masks that know the task. On this
+small backbone the first loses a tenth of the precision, the second little (docs/recipes.md has figures).
 """
 
 from __future__ import annotations
