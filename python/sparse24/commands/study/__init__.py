@@ -57,9 +57,9 @@ def run(
         FileError: a study runs in ``out`` already, or what is there belongs to something else.
     """
     plan = _checked(out, data, only, seeds, some_ways, jobs, minutes, quick)
-    root = papers.checkout() if write else None
     if quick and write:
         raise ValueError("a quick study trains for a few steps, which do not belong in papers: leave one out")
+    root = papers.checkout() if write else None
     with _alone(out):
         results = Results(out / "results.jsonl")
         study = Study(plan, results, progress)
