@@ -98,18 +98,20 @@ class _Samples(NamedTuple):
         return rows
 
     def _results(self, name: str, dense: nn.Module, task: tasks.Task, way: Mapping[str, Any]) -> list[Result]:
-        results = []
+        results, missing = [], 0
         for seed in SEEDS[:1] if self.setting.quick else SEEDS:
             key = f"{name} | sample {seed}"
             kept = self.store.get(key)
             if kept is None and time.monotonic() > self.end:
-                self.left.append(f"{key}: the time was up")
+                missing += 1
                 continue
             if kept is None:
                 result = _run(dense, task, seed, way)
                 kept = self.store.put(key, [repr(result.score), repr(result.seconds)])
             results.append(Result(*map(float, kept)))
             self.setting.progress(f"  {key} | {results[-1].score:.4f} | {results[-1].seconds:.0f} s")
+        if missing:
+            self.left.append(f"{name} ({missing} of {len(SEEDS)} samples: the time was up)")
         return results
 
 
