@@ -32,6 +32,12 @@ def test_nothing_fails_where_nothing_is_known():
     assert parts[1].rows[1][11:13] == ["-", "one seed"]
 
 
+def test_what_is_not_there_is_told():
+    told = paper.about(results({"vgg16": 0.0}), {"ssd/0/dense": "no data"}, ["vgg16", "ssd", "bert"])
+    assert "6 units with the seeds 0, 1, 2, 0.1 hours of one core, 2 side by side." in told
+    assert told.endswith("Not begun yet: ssd, bert. Not there: ssd/0/dense (no data).")
+
+
 def test_a_study_without_results_is_a_page_that_says_so():
     parts = paper.sections([])
     assert parts[0].text.startswith("0 networks")

@@ -79,7 +79,7 @@ def _write(plan: Plan, results: Results, failed: dict[str, str], root: Path | No
     for line in _said_first(parts):
         print(line)
     command = f"sparse24 study --seeds {len(plan.seeds)}" + (" --quick" if plan.quick else "")
-    told = paper.about(kept, failed)
+    told = paper.about(kept, failed, plan.rows)
     paper.page(parts, command, told).write(plan.folder / "index.html")
     text = paper.markdown(parts, command, told)
     replace(plan.folder / "STUDY.md", text)

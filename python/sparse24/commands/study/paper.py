@@ -244,8 +244,8 @@ def page(parts: Sequence[Section], command: str, about: str) -> Page:
     return made
 
 
-def about(kept: Kept, failed: Mapping[str, str]) -> str:
-    """The machine, the seeds and the time; what is missing."""
+def about(kept: Kept, failed: Mapping[str, str], asked: Sequence[str] = ()) -> str:
+    """The machine, the seeds and the time; which of the rows that were asked for are missing."""
     seeds = sorted({unit.seed for unit, _ in kept})
     spent = sum(result["whole_seconds"] for _, result in kept)
     jobs = sorted({result["jobs"] for _, result in kept})
@@ -254,6 +254,10 @@ def about(kept: Kept, failed: Mapping[str, str]) -> str:
         f"{', '.join(map(str, seeds)) or 'none'}, {spent / 3600:.1f} hours of one core, "
         f"{' or '.join(map(str, jobs)) or 0} side by side."
     )
+    done = {unit.row for unit, _ in kept}
+    later = [key for key in asked if key not in done]
+    if later:
+        text += f" Not begun yet: {', '.join(later)}."
     if failed:
         text += " Not there: " + "; ".join(f"{key} ({why})" for key, why in failed.items()) + "."
     return text
