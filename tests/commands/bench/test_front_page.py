@@ -78,6 +78,15 @@ def test_rows_are_in_spreads_of_dense_seeds(tmp_path: Path) -> None:
     assert bad[1:] == (pytest.approx(-9.0), pytest.approx(2 / 3**0.5), False)
 
 
+def test_where_it_was_run_the_dense_network_is_trained_as_long(tmp_path: Path) -> None:
+    study = tmp_path / "results.jsonl"
+    again = results(3).replace('"sparse"', '"again"').replace('"unit": "', '"unit": "again of ')
+    study.write_text(results(3) + again)
+    assert [row[1] for row in front_page.accuracies(study, equal=True)] == [0, 0]
+    study.write_text(results(3))
+    assert front_page.accuracies(study, equal=True) == []
+
+
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_without_two_seeds_accuracy_stays_as_it_is_and_that_is_told(checkout: Path, seeds: int) -> None:
     study = checkout / "results.jsonl"

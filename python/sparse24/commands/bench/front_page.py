@@ -41,9 +41,11 @@ def write(study: Path, where: MachineClass, progress: Callable[[str], None] = pr
     except ValueError as error:
         told = f"{papers.RESULTS} has too few tables of this machine's class, {where.title}"
         raise FileError(f"{told}: {error}; measure them with --write") from None
-    rows = accuracies(study)
+    rows, against = accuracies(study, equal=True), "2:4 less dense, both trained as long"
+    if not rows:
+        rows, against = accuracies(study), "2:4 less dense"
     if rows:
-        drawn["accuracy"] = figures.accuracy(rows)
+        drawn["accuracy"] = figures.accuracy(rows, against)
     else:
         progress(f"accuracy.svg stays as it is: {study} has no row with two seeds")
     written = []
@@ -56,8 +58,12 @@ def write(study: Path, where: MachineClass, progress: Callable[[str], None] = pr
     return written
 
 
-def accuracies(study: Path) -> list[tuple[str, float, float, bool]]:
-    """Rows of the study that are judged: name, mean difference and bound in spreads, whether it passes."""
+def accuracies(study: Path, *, equal: bool = False) -> list[tuple[str, float, float, bool]]:
+    """Rows of the study that are judged: name, mean difference and bound in spreads, whether it passes.
+
+    Args:
+        equal: against the dense network that is trained as long, where that was run.
+    """
     if not study.exists():
         return []
     paper = importlib.import_module("..study.paper", __package__)
@@ -70,14 +76,14 @@ def accuracies(study: Path) -> list[tuple[str, float, float, bool]]:
             continue
         if "score" in result and not result.get("quick", False):
             kept.append((unit(result["row"], result["seed"], result["way"]), result))
-    judged = [finding for finding in paper.findings(kept) if finding.verdict.passed is not None]
+    found = [(f, f.equal if equal else f.verdict) for f in paper.findings(kept)]
     return [
         (
             f"{finding.row.network}, {finding.data}",
-            finding.verdict.difference / finding.verdict.spread,
-            2 / math.sqrt(finding.verdict.pairs),
-            bool(finding.verdict.passed),
+            verdict.difference / verdict.spread,
+            2 / math.sqrt(verdict.pairs),
+            bool(verdict.passed),
         )
-        for finding in judged
-        if finding.verdict.spread > 0
+        for finding, verdict in found
+        if verdict is not None and verdict.passed is not None and verdict.spread > 0
     ]

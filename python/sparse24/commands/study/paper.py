@@ -18,7 +18,7 @@ from .ways import OPEN_QUESTIONS, OTHERS, WAYS, Unit
 Kept = Sequence[tuple[Unit, Mapping[str, Any]]]
 HEAD = [
     "network", "layers", "width", "parameters", "training", "steps", "metric", "seeds", "dense", "2:4",
-    "difference", "least", "passes", "dense again", "int8", "QAT",
+    "difference", "least", "passes", "dense again", "less that", "int8", "QAT",
 ]  # fmt: skip
 
 _OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -27,8 +27,8 @@ _HOW = (
     "masks fixed. Differences are less the dense network, paired by seed, turned so that more is "
     "better, in the metric's unit. A row passes if the mean of 2:4's is no worse than -2 s / "
     "sqrt(pairs) (the column `least`), s the spread of dense seeds, pooled over the rows of a task. "
-    "`Dense again`: the dense network trained a second time, as the sparse one was: what of a "
-    "difference is owed to more training. int8: of the sparse network.\n\n"
+    "`Dense again`: the dense network trained a second time, as the sparse one was; `less that`: 2:4 "
+    "less it, which is what sparsity costs at equal training. int8: of the sparse network.\n\n"
     "The networks are small, so that a training takes about a minute: they tell whether the recipe "
     "works over kinds of networks, not what it costs at the size of the talk's."
 )
@@ -53,6 +53,7 @@ class Finding(NamedTuple):
     size: tuple[str, str, str]  #: layers, width, parameters
     verdict: Verdict
     others: dict[str, Verdict]  #: of its other ways, against the dense one
+    equal: Verdict | None  #: against the dense one that is trained as long
 
 
 def findings(kept: Kept) -> list[Finding]:
@@ -76,11 +77,9 @@ def findings(kept: Kept) -> list[Finding]:
             and (each := verdicts.verdict(scores, row.key, way, spread, better=better)) is not None
         }
         if "sparse" in judged:
-            found.append(
-                Finding(
-                    row, result["metric"], result["data"], _size(row.key, kept), judged.pop("sparse"), judged
-                )
-            )
+            equal = verdicts.verdict(scores, row.key, "sparse", spread, better=better, base="again")
+            size, verdict = _size(row.key, kept), judged.pop("sparse")
+            found.append(Finding(row, result["metric"], result["data"], size, verdict, judged, equal))
     return found
 
 
@@ -144,7 +143,8 @@ def _table(found: Sequence[Finding]) -> list[list[str]]:
                 f"{training.steps:,}", f"{finding.metric}, {finding.data}", str(verdict.pairs),
                 f"{verdict.dense:.4g}", f"{verdict.sparse:.4g}",
                 f"{verdict.difference:+.3g}", least, passes,
-                *(_less(finding, way) for way in ("again", "int8", "qat")),
+                _less(finding, "again"), f"{finding.equal.difference:+.3g}" if finding.equal else "-",
+                *(_less(finding, way) for way in ("int8", "qat")),
             ]
         )  # fmt: skip
     return rows

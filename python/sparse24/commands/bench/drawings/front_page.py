@@ -100,7 +100,7 @@ def size(tables: Sequence[Table], where: str) -> str:
     return plots.grouped(rows, "MB", f"Memory that networks hold: {where}")
 
 
-def accuracy(rows: Sequence[tuple[str, float, float, bool]]) -> str:
+def accuracy(rows: Sequence[tuple[str, float, float, bool]], against: str) -> str:
     """Differences in units of what dense seeds differ by; a band ends where a row stops passing."""
-    label = "2:4 less dense, in standard deviations of dense seeds"
+    label = f"{against}, in standard deviations of dense seeds"
     return plots.differences(rows, label, "Accuracy after the recipe")
