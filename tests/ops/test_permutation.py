@@ -82,10 +82,14 @@ def test_steps_end_it() -> None:
 
 def test_it_can_be_interrupted() -> None:
     score = torch.rand(512, 512)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored
     timer = threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        ops.search_columns(score, tolerance=-1, steps=10**9)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ops.search_columns(score, tolerance=-1, steps=10**9)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
