@@ -56,7 +56,7 @@ def load_images(quick: bool) -> tuple[Images, Plan]:
         train, test = order[: plan.train_images], order[plan.train_images :]
         return Images("digits 8x8", (images[train], labels[train]), (images[test], labels[test])), plan
     plan = Plan(1, 3, 3000, 2000)
-    arrays = [_read_idx(FASHION / f"{name}.gz") for name in _FASHION_FILES]
+    arrays = [read_idx(FASHION / f"{name}.gz") for name in _FASHION_FILES]
     sizes = (plan.train_images, plan.train_images, plan.test_images, plan.test_images)
     cut = [array[:size] for array, size in zip(arrays, sizes, strict=True)]
     train_x, test_x = (images[:, None].float() / 255 for images in cut[::2])
@@ -64,7 +64,7 @@ def load_images(quick: bool) -> tuple[Images, Plan]:
     return Images("Fashion-MNIST 28x28", (train_x, train_y), (test_x, test_y)), plan
 
 
-def _read_idx(path: Path) -> Tensor:
+def read_idx(path: Path) -> Tensor:
     """An idx file of uint8: four bytes, the last one the number of dims; the dims, big-endian int32; data."""
     with gzip.open(path) as file:
         content = file.read()

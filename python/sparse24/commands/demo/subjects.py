@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bench.tasks import bytes as byte_models
@@ -133,8 +132,8 @@ def _batched(model: nn.Module, tokenizer: object, texts: Sequence[str]) -> Tenso
 def small(quick: bool, progress: Progress) -> Subject:
     """A language model over bytes, trained on the source of Python's library and judged by files apart."""
     texts = [path.read_bytes() for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
-    judged, calibrated, trained = (_joined(texts[i::8]) for i in (0, 1, 2))
-    trained = torch.cat([trained, *(_joined(texts[i::8]) for i in range(3, 8))])
+    judged, calibrated, trained = (byte_models.joined(texts[i::8]) for i in (0, 1, 2))
+    trained = torch.cat([trained, *(byte_models.joined(texts[i::8]) for i in range(3, 8))])
     steps, begin = STEPS[not quick], time.perf_counter()
     model = byte_models.Gpt(256, 3, 4)
     _fit(model, trained, steps, progress)
@@ -143,9 +142,7 @@ def small(quick: bool, progress: Progress) -> Subject:
 
     @torch.inference_mode()
     def judge(model: nn.Module) -> list[float]:
-        logits: Tensor = model(windows[:, :-1])
-        nats = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
-        return [float(nats) / math.log(2)]
+        return [float(byte_models.nats(model, windows)) / math.log(2)]
 
     return Subject(
         "a small language model, trained here",
@@ -161,15 +158,9 @@ def small(quick: bool, progress: Progress) -> Subject:
     )
 
 
-def _joined(texts: Sequence[bytes]) -> Tensor:
-    return torch.frombuffer(bytearray(b"\n".join(texts)), dtype=torch.uint8).long()
-
-
 def _windows(text: Tensor, count: int, seed: int) -> Tensor:
     """[count, CONTEXT + 1] at random places."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(0, len(text) - CONTEXT - 1, (count, 1), generator=generator)
-    return text[starts + torch.arange(CONTEXT + 1)]
+    return byte_models.windows(text, count, torch.Generator().manual_seed(seed), CONTEXT)
 
 
 def _fit(model: nn.Module, text: Tensor, steps: int, progress: Progress) -> None:
@@ -179,9 +170,7 @@ def _fit(model: nn.Module, text: Tensor, steps: int, progress: Progress) -> None
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     progress.now(f"train for {steps} steps")
     for step in range(steps):
-        windows = _windows(text, BATCH, step)
-        logits = model(windows[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        loss = byte_models.nats(model, _windows(text, BATCH, step))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -12,7 +12,6 @@ scikit-learn's digits are always there.
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import importlib.resources
 import json
@@ -21,15 +20,15 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from ...files import FileError
+from ..demo.recipe import FASHION, read_idx
 
 DEBIAN = {
-    "fashion-mnist": Path("/usr/share/datasets/fashion-mnist"),
+    "fashion-mnist": FASHION,
     "text": Path("/usr/share/doc/python3.11/html/_sources"),
     "wordnet": Path("/usr/share/wordnet"),
     "sword": Path("/usr/share/sword"),
@@ -77,7 +76,7 @@ class Sources:
         parts = []
         for part, count in (("train", train), ("t10k", judged)):
             for kind in ("images-idx3", "labels-idx1"):
-                parts.append(read_idx(folder / f"{part}-{kind}-ubyte.gz")[:count])
+                parts.append(_read(folder / f"{part}-{kind}-ubyte.gz")[:count])
         x, y, judged_x, judged_y = parts
         return Images(
             "Fashion-MNIST",
@@ -143,16 +142,11 @@ class Sources:
         return found
 
 
-def read_idx(path: Path) -> Tensor:
-    """An idx file of uint8: four bytes, the last one the number of dims; the dims, big-endian int32; data."""
+def _read(path: Path) -> Tensor:
     try:
-        with gzip.open(path) as file:
-            content = file.read()
+        return read_idx(path)
     except (OSError, EOFError) as error:
         raise FileError(f"{path}: {error}") from error
-    dims = np.frombuffer(content, ">i4", content[3], offset=4)
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * len(dims))
-    return torch.from_numpy(data.reshape(dims).copy())
 
 
 def _installed_verses() -> list[tuple[str, str]]:

@@ -66,9 +66,9 @@ class Here:
             raise FileError(f"{SOURCES}: No such file or directory: apt-get install python3.11-doc")
         files = sorted(SOURCES.rglob("*.rst.txt"))
         texts = [path.read_bytes() for path in files]
-        self._judge = _joined(texts[0::_JUDGED])
-        self._calibrate = _joined(texts[1::_JUDGED])
-        self._train = _joined([text for i, text in enumerate(texts) if i % _JUDGED > 1])
+        self._judge = joined(texts[0::_JUDGED])
+        self._calibrate = joined(texts[1::_JUDGED])
+        self._train = joined([text for i, text in enumerate(texts) if i % _JUDGED > 1])
         self._steps, self._windows = (20, 16) if quick else (1500, 512)
 
     def dense(self) -> nn.Module:
@@ -82,7 +82,7 @@ class Here:
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
         parts = _windows(self._judge, self._windows, 24).split(_BATCH)  # type: ignore[no-untyped-call]
-        return sum(float(_loss(model, part)) * len(part) for part in parts) / self._windows
+        return sum(float(nats(model, part)) * len(part) for part in parts) / self._windows
 
     def _fit(self, model: nn.Module) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.1, fused=True)
@@ -90,24 +90,29 @@ class Here:
         for step in range(self._steps):
             progress = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / self._steps))
             optimizer.param_groups[0]["lr"] = 2e-3 * progress
-            loss = _loss(model, _windows(self._train, _BATCH, step))
+            loss = nats(model, _windows(self._train, _BATCH, step))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
 
-def _joined(texts: Sequence[bytes]) -> Tensor:
+def joined(texts: Sequence[bytes]) -> Tensor:
+    """Files as one text, int64 [bytes]."""
     return torch.frombuffer(bytearray(b"\n".join(texts)), dtype=torch.uint8).long()
 
 
+def windows(text: Tensor, count: int, draw: torch.Generator, context: int = _CONTEXT) -> Tensor:
+    """[count, context + 1] at places that ``draw`` chooses."""
+    starts = torch.randint(0, len(text) - context - 1, (count, 1), generator=draw)
+    return text[starts + torch.arange(context + 1)]
+
+
 def _windows(text: Tensor, count: int, seed: int) -> Tensor:
-    """[count, context + 1] at random places."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(0, len(text) - _CONTEXT - 1, (count, 1), generator=generator)
-    return text[starts + torch.arange(_CONTEXT + 1)]
+    return windows(text, count, torch.Generator().manual_seed(seed))
 
 
-def _loss(model: nn.Module, windows: Tensor) -> Tensor:
+def nats(model: nn.Module, windows: Tensor) -> Tensor:
+    """The mean loss [] of the next byte, over windows [N, context + 1]."""
     logits = model(windows[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())

@@ -41,7 +41,7 @@ class Here:
             raise FileError(
                 f"{recipe.FASHION}: No such file or directory: apt-get install dataset-fashion-mnist"
             )
-        images, labels, tests, answers = (recipe._read_idx(path) for path in files)
+        images, labels, tests, answers = (recipe.read_idx(path) for path in files)
         some = 640 if quick else len(images)
         self._x, self._y = images[:some, None].float() / 255, labels[:some].long()
         self._tests, self._answers = tests[:some, None].float() / 255, answers[:some].long()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from ...bench.tasks import bytes as byte_models
 from ..networks.language import Bert, MaskedModel
 from ..sources import Sources
 from .pairs import byte_pairs
@@ -36,8 +37,8 @@ class Bytes(Task):
         batch: int = 12,
     ) -> None:
         files = sources.texts()
-        self._judge = _joined(files[::_JUDGED])
-        self._train = _joined([text for i, text in enumerate(files) if i % _JUDGED])
+        self._judge = byte_models.joined(files[::_JUDGED])
+        self._train = byte_models.joined([text for i, text in enumerate(files) if i % _JUDGED])
         self._make, self._context, self._batch = make, context, batch
         self._windows = 8 if quick else 256
 
@@ -45,17 +46,18 @@ class Bytes(Task):
         return self._make()
 
     def _some(self, text: Tensor, count: int, draw: torch.Generator) -> Tensor:
-        starts = torch.randint(0, len(text) - self._context - 1, (count, 1), generator=draw)
-        return text[starts + torch.arange(self._context + 1)]
+        return byte_models.windows(text, count, draw, self._context)
 
     def loss(self, model: nn.Module, draw: torch.Generator) -> Tensor:
-        return _nats(model, self._some(self._train, self._batch, draw))
+        return byte_models.nats(model, self._some(self._train, self._batch, draw))
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> float:
         some = self._some(self._judge, self._windows, torch.Generator().manual_seed(24))
         parts = torch.split(some, 32)
-        return sum(float(_nats(model, part)) * len(part) for part in parts) / len(some) / math.log(2)
+        return (
+            sum(float(byte_models.nats(model, part)) * len(part) for part in parts) / len(some) / math.log(2)
+        )
 
     def calibration(self) -> Sequence[Tensor]:
         return torch.split(self._some(self._train, 64, torch.Generator().manual_seed(0))[:, :-1], 8)
@@ -111,12 +113,3 @@ class Nouns(Task):
 def _short(x: Tensor) -> Tensor:
     """Without the columns in which all are padding."""
     return x[:, : int((x != 0).sum(1).max())]
-
-
-def _joined(texts: Sequence[bytes]) -> Tensor:
-    return torch.frombuffer(bytearray(b"\n".join(texts)), dtype=torch.uint8).long()
-
-
-def _nats(model: nn.Module, rows: Tensor) -> Tensor:
-    logits = model(rows[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
