@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..nn.conv2d import SparseConv2d, _conv_arguments
+from ..nn.conv2d import SparseConv2d
 from ..nn.convert import Verdict, without_activation
+from ..nn.convolution import conv_arguments
 from ..nn.linear import SparseLinear
 from ..ops import activate
 from ..ops.cuda import route
@@ -99,7 +100,7 @@ def _dense_shape(layer: SparseLinear | SparseConv2d) -> nn.Module:
     """The dense layer without its numbers."""
     dtype = layer._dtype()
     if isinstance(layer, SparseConv2d):
-        return nn.Conv2d(**_conv_arguments(layer), device="meta", dtype=dtype)
+        return nn.Conv2d(**conv_arguments(layer), device="meta", dtype=dtype)
     return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta", dtype)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from ..nn.conv2d import SparseConv2d, _conv_arguments
+from ..nn.conv2d import SparseConv2d
+from ..nn.convolution import conv_arguments
 from ..nn.linear import SparseLinear
 from ..nn.on_device import Glance
 from ..ops import Error
@@ -120,7 +121,7 @@ def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> 
         refusal = f"input must be [..., {layer.in_features}], not {tuple(input_shape)}"
     else:
         like = nn.Conv2d(
-            **{**_conv_arguments(layer), "groups": 1, "out_channels": 1}, device="meta", dtype=torch.float32
+            **{**conv_arguments(layer), "groups": 1, "out_channels": 1}, device="meta", dtype=torch.float32
         )
         refusal = f"input must be [N, {layer.in_channels}, H, W], not {tuple(input_shape)}"
     try:

@@ -16,12 +16,13 @@ from ..ops.cuda.patches import Window
 from ..ops.cuda.products import conv2d_by
 from ..ops.cuda.weights import Weight
 from . import grad, int8, onnx
-from .compressed import CompressedModule, wants_grad
-from .forms import Conv2dForm, compress_weight
+from .compressed import wants_grad
+from .convolution import CompressedConvolution, conv_arguments
+from .forms import Conv2dForm
 from .tracing import leaf_of
 
 
-class SparseConv2d(CompressedModule):
+class SparseConv2d(CompressedConvolution):
     """Inference drop-in for ``nn.Conv2d``, 2:4 along the input channels of every kernel tap.
 
     The weight [out, C, R, S] is compressed as the matrix [out, R*S*C4] with k ordered (r, s, c) and C4 =
@@ -89,7 +90,7 @@ class SparseConv2d(CompressedModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if "_window" not in state:  # pickled by version 0.1
-            self._set_padding(nn.Conv2d(**_conv_arguments(self), device="meta"))
+            self._set_padding(nn.Conv2d(**conv_arguments(self), device="meta"))
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W], in the dtype of ``values``, as ``nn.Conv2d``."""
@@ -155,39 +156,12 @@ class SparseConv2d(CompressedModule):
             ValueError: its weight is not 2:4 along the input channels (row, tap and channels are named),
                 or has no data.
         """
-        if not isinstance(module, nn.Conv2d):
-            raise TypeError(f"from_dense needs an nn.Conv2d, not {type(module).__name__}")
-        weight = module.weight
-        sparse = cls(**_conv_arguments(module), device=weight.device, dtype=dtype or weight.dtype)
-        sparse._fill(*compress_weight(weight, sparse._form, sparse.values.dtype), module.bias)
-        return sparse.train(module.training)
+        return cls._from(module, nn.Conv2d, dtype)
 
-    @torch.inference_mode(False)
     def to_dense(self) -> nn.Conv2d:
         """The equal ``nn.Conv2d``, zeros included; its parameters require gradients, as new ones do.
 
         Raises:
             ValueError: an activation is fused, which ``nn.Conv2d`` cannot hold.
         """
-        self._refuse_activation("nn.Conv2d")
-        dense = nn.Conv2d(**_conv_arguments(self), device="meta")
-        dense.weight = nn.Parameter(self._view().dense())
-        if self.bias is not None:
-            dense.bias = nn.Parameter(self.bias.detach().clone())
-        return dense.train(self.training)
-
-    def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
-        parts.append(f"stride={self.stride}")
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
-        parts += [
-            f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default
-        ]
-        return ", ".join(parts) + self._optional_repr()
-
-
-def _conv_arguments(module: nn.Conv2d | SparseConv2d) -> dict[str, Any]:
-    """What both kinds of convolution are built from, device and dtype apart."""
-    shared = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    arguments = {name: getattr(module, name) for name in (*shared, "padding_mode")}
-    return arguments | {"bias": module.bias is not None}
+        return self._to(nn.Conv2d)

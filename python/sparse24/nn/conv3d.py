@@ -12,15 +12,16 @@ from torch.fx import Proxy
 
 from .. import ops
 from . import grad, int8, onnx
-from .compressed import CompressedModule, wants_grad
-from .forms import Conv3dForm, compress_weight
+from .compressed import wants_grad
+from .convolution import CompressedConvolution
+from .forms import Conv3dForm
 from .planes import Depth, is_channels_last_3d, stacked, stacked_weight, unstacked
 from .tracing import leaf_of
 
 _Size = int | tuple[int, int, int]
 
 
-class SparseConv3d(CompressedModule):
+class SparseConv3d(CompressedConvolution):
     """Inference drop-in for ``nn.Conv3d``, 2:4 along the input channels of every kernel tap.
 
     The weight [out, C, T, R, S] is compressed as the matrix [out, R*S*T*C4] with k ordered (r, s, t, c) and
@@ -157,39 +158,12 @@ class SparseConv3d(CompressedModule):
             ValueError: its weight is not 2:4 along the input channels (row, tap and channels are named),
                 or has no data.
         """
-        if not isinstance(module, nn.Conv3d):
-            raise TypeError(f"from_dense needs an nn.Conv3d, not {type(module).__name__}")
-        weight = module.weight
-        sparse = cls(**conv3d_arguments(module), device=weight.device, dtype=dtype or weight.dtype)
-        sparse._fill(*compress_weight(weight, sparse._form, sparse.values.dtype), module.bias)
-        return sparse.train(module.training)
+        return cls._from(module, nn.Conv3d, dtype)
 
-    @torch.inference_mode(False)
     def to_dense(self) -> nn.Conv3d:
         """The equal ``nn.Conv3d``, zeros included; its parameters require gradients, as new ones do.
 
         Raises:
             ValueError: an activation is fused, which ``nn.Conv3d`` cannot hold.
         """
-        self._refuse_activation("nn.Conv3d")
-        dense = nn.Conv3d(**conv3d_arguments(self), device="meta")
-        dense.weight = nn.Parameter(self._view().dense())
-        if self.bias is not None:
-            dense.bias = nn.Parameter(self.bias.detach().clone())
-        return dense.train(self.training)
-
-    def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
-        parts.append(f"stride={self.stride}")
-        defaults = {"padding": (0, 0, 0), "dilation": (1, 1, 1), "groups": 1, "padding_mode": "zeros"}
-        parts += [
-            f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default
-        ]
-        return ", ".join(parts) + self._optional_repr()
-
-
-def conv3d_arguments(module: nn.Conv3d | SparseConv3d) -> dict[str, Any]:
-    """What both kinds of convolution are built from, device and dtype apart."""
-    shared = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    arguments = {name: getattr(module, name) for name in (*shared, "padding_mode")}
-    return arguments | {"bias": module.bias is not None}
+        return self._to(nn.Conv3d)

@@ -14,8 +14,9 @@ from ..pruning.by_tensors import weights_by_tensors
 from . import int8
 from .attention import SparseMultiheadAttention
 from .compressed import FORMAT, CompressedModule
-from .conv2d import SparseConv2d, _conv_arguments
-from .conv3d import SparseConv3d, conv3d_arguments
+from .conv2d import SparseConv2d
+from .conv3d import SparseConv3d
+from .convolution import conv_arguments
 from .forms import form_of
 from .guard import CHILD, is_guard
 from .held import HeldWeight
@@ -32,9 +33,9 @@ def compressed_like(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
     if isinstance(module, nn.Conv2d):
-        return SparseConv2d(**_conv_arguments(module), device="meta", dtype=dtype or weight.dtype)
+        return SparseConv2d(**conv_arguments(module), device="meta", dtype=dtype or weight.dtype)
     if isinstance(module, nn.Conv3d):
-        return SparseConv3d(**conv3d_arguments(module), device="meta", dtype=dtype or weight.dtype)
+        return SparseConv3d(**conv_arguments(module), device="meta", dtype=dtype or weight.dtype)
     rows, columns = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
     return SparseLinear(columns, rows, bias is not None, "meta", dtype or weight.dtype)
 
