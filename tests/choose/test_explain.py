@@ -8,7 +8,7 @@ import torch
 import sparse24
 from emulated import HALF
 from reference import ACTIVATIONS
-from sparse24 import SparseConv2d, SparseLinear, ops
+from sparse24 import SparseConv2d, SparseConv3d, SparseLinear, ops
 from sparse24.choose import gpu
 from sparse24.ops.cuda.cusparselt import GPU
 
@@ -49,6 +49,29 @@ def test_explanations_name_what_a_call_does_besides_the_product() -> None:
 def test_grouped_convolutions_are_explained() -> None:
     grouped = SparseConv2d(16, 24, 3, groups=2, dtype=HALF)
     assert "no legal size; nearest: 16" in gpu.describe_route(grouped, (2, 16, 8, 8), A100, True)
+
+
+def test_volumes_are_explained() -> None:
+    layer = SparseConv3d(12, 32, 3, padding=1, dtype=HALF)
+    said = sparse24.explain(layer, (2, 12, 4, 6, 8))
+    assert said.startswith(f"sparse: CPU kernels for {ops.cpu_isa()}; ")
+    with pytest.raises(ValueError, match=r"input must be \[N, 12, D, H, W\], not \(2, 11, 4, 6, 8\)"):
+        sparse24.explain(layer, (2, 11, 4, 6, 8))
+    with pytest.raises(ValueError, match=r"input must be \[N, 12, D, H, W\], not \(12, 8, 8\)"):
+        sparse24.explain(layer, (12, 8, 8))
+    untuned = gpu.describe_route(layer, (2, 12, 4, 6, 8), A100, True)
+    assert untuned.startswith("dense, through a weight expanded for the call: a 3 x 3 convolution copies its")
+
+
+@pytest.mark.usefixtures("patches_gain")
+def test_explanations_name_the_copies_of_volumes() -> None:
+    layer = SparseConv3d(12, 32, (3, 1, 1), padding=(1, 0, 0), stride=(1, 2, 2), dtype=HALF)
+    said = gpu.describe_route(layer, (2, 12, 4, 8, 8), A100, False)
+    assert said.startswith("sparse: cuSPARSELt 0.8.1, algorithm 0; ")
+    assert "input and output are copied: give a channels_last_3d input" in said
+    assert "the planes under 3 taps are stacked in a copy" in said
+    flat = SparseConv3d(16, 32, (3, 1, 1), padding=(1, 0, 0), dtype=HALF)
+    assert "stacked" not in gpu.describe_route(flat, (2, 16, 4, 8, 8), A100, True)
 
 
 def test_explanations_of_convolutions() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparse24
 from emulated import EmulatedStream, Emulator, randn, sparse_weight
 from reference import assert_matches, conv2d_reference, linear_reference
-from sparse24 import SparseConv2d, SparseLinear, masks
+from sparse24 import SparseConv2d, SparseConv3d, SparseLinear, masks
 from sparse24.choose.gpu import describe_route
 from sparse24.choose.prepare import Preparation, Prepared, prepare_layer
 from sparse24.nn import device_forms, on_device
@@ -102,6 +102,21 @@ def test_a_dense_copy_where_it_was_asked_for(layer: SparseLinear, stream: Emulat
     run(layer, FEW)
     sparse24.keep_dense(layer, keep=False)
     assert prepare_layer("up", layer, (FEW,), stream).bytes == (9 * row.dense_bytes // 16, 0, 0)
+
+
+@pytest.mark.usefixtures("patches_gain")
+def test_volumes_are_prepared(stream: EmulatedStream) -> None:
+    dense = nn.Conv3d(32, 64, (2, 3, 3), dtype=HALF)
+    masks.prune_(dense.weight.data)
+    row = prepare_layer("", SparseConv3d.from_dense(dense), (MANY,), stream)
+    assert (row.sparse, row.dense, row.remark) == ((MANY,), (), "")
+    assert row.bytes is not None
+    assert (row.bytes.canonical, row.bytes.dense) == (0, 0)
+    assert 0 < row.bytes.blobs <= 0.65 * row.dense_bytes
+    on_a_cpu = sparse24.prepare(nn.Sequential(SparseConv3d.from_dense(dense)), 8)
+    assert [row.remark for row in on_a_cpu] == [
+        "on cpu: its kernels read the canonical form, nothing to prepare"
+    ]
 
 
 def test_counts_tuned_apart_share_a_blob(layer: SparseLinear, stream: EmulatedStream) -> None:
@@ -233,7 +248,7 @@ def test_it_refuses() -> None:
     for wrong in (0, (), (16, -1)):
         with pytest.raises(ValueError, match="tokens must be positive counts"):
             sparse24.prepare(SparseLinear(8, 8), tokens=wrong)
-    with pytest.raises(ValueError, match="has no SparseLinear or SparseConv2d"):
+    with pytest.raises(ValueError, match="has no compressed layer"):
         sparse24.prepare(nn.Linear(4, 4), tokens=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -98,6 +99,29 @@ def test_a_convolution_is_tuned_on_an_image_of_that_many_pixels(monkeypatch: pyt
     rows = sparse24.tune(model, (1, 49), progress=quiet)
     assert seen == [(1, 8, 5, 5), (1, 8, 14, 14)]  # the second has 7x7 pixels of output
     assert [(row.m, row.k) for row in rows] == [(16, 200)] * 2
+
+
+def test_a_volume_is_tuned_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def measure(self: measured.Chooser, dense: Any, sparse: Any, call: LayerCall) -> Pair:
+        (x,), _ = call.arguments(torch.Generator())
+        seen.append(tuple(x.shape))
+        assert_matches(sparse(x), dense(x).double())
+        return Pair(2.0, 1.0)
+
+    monkeypatch.setattr(measured.Chooser, "measure", measure)
+    model = prune_layers(nn.Sequential(nn.Conv3d(8, 16, 3, stride=(1, 2, 1), padding=1))).eval()
+    plain = copy.deepcopy(model)
+    sparse24.to_sparse(model, when="always")
+    rows = sparse24.tune(model, (1, 64), progress=quiet)
+    assert seen == [(1, 8, 3, 3, 3), (1, 8, 4, 8, 4)]  # the second has 4x4x4 voxels of output
+    assert [(row.m, row.k) for row in rows] == [(16, 216)] * 2
+    said = sparse24.explain(model[0], (1, 8, 4, 8, 4))
+    assert said == f"{KERNELS}; tuned: dense 2 s, sparse 1 s at 64 tokens"
+    row = sparse24.to_sparse(plain)[0]
+    assert row.done
+    assert row.reason.startswith("tuned: dense 2 s, sparse 1 s at 1 token")
 
 
 def test_layers_in_int8_have_figures_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import sparse24
 from emulated import Emulator, randn, sparse_weight
 from own_forms import FEW, MANY, K, M, check, forms, held_bytes, is_away, new_layer, run
 from reference import assert_matches, conv2d_reference, linear_reference, relative_error
-from sparse24 import SparseConv2d, SparseLinear, masks
+from sparse24 import SparseConv2d, SparseConv3d, SparseLinear, masks
+from sparse24.nn.planes import stacked, unstacked
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 
@@ -105,6 +107,30 @@ def test_convolutions_own_a_blob_for_each_group(compressions: list[Any]) -> None
         run(layer, image), conv2d_reference(image, 2 * dense.weight, dense.bias, padding=1, groups=2)
     )
     assert held_bytes(layer).canonical > 0  # four pixels are few
+
+
+@pytest.mark.usefixtures("patches_gain")
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (2, 3, 3), (1, 1, 1)], ids=str)
+def test_volumes_own_a_blob(kernel: tuple[int, int, int], compressions: list[Any]) -> None:
+    dense = nn.Conv3d(30, 64, kernel, padding="same", dtype=HALF)
+    masks.prune_(dense.weight.data)
+    layer = SparseConv3d.from_dense(dense)
+    x = randn(2, 30, 3, 6, 6).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        for factor in (1, 1, 2):
+            if factor == 2:
+                layer.values.mul_(2)
+            if layer._is_flat:
+                output = run(layer, x.flatten(3)).unflatten(3, (6, 6))
+            else:
+                padded = F.pad(x, layer._written_padding).contiguous(memory_format=torch.channels_last_3d)
+                output = unstacked(run(layer, stacked(padded, layer._depth)), padded, layer._depth)
+            weight = factor * dense.weight.double()
+            assert dense.bias is not None
+            wanted = F.conv3d(x.double(), weight, dense.bias.double(), padding="same")
+            assert_matches(output, wanted)
+            assert is_away(layer)
+    assert compressions == [(0, 64)] * 2
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])

@@ -44,6 +44,18 @@ def test_activations_of_a_sequence_are_folded_named_and_right() -> None:
     assert "(1): FoldedActivation(ReLU, in the layer before)" in str(model)
 
 
+def test_an_activation_after_a_volume_is_folded() -> None:
+    model = nn.Sequential(nn.Conv3d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv3d(16, 8, 1))
+    prune_layers(model).eval()
+    x = torch.randn(2, 8, 4, 5, 6)
+    expected = copy.deepcopy(model).double()(x.double())
+    report = converted(model)
+    assert [row.reason for row in report] == ["ReLU (1) folded in", ""]
+    assert_matches(model(x), expected)
+    sparse24.to_dense(model)
+    assert [type(m) for m in model] == [nn.Conv3d, nn.ReLU, nn.Conv3d]
+
+
 def test_files_do_not_depend_on_it_and_copies_work() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
     converted(model)

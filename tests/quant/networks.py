@@ -31,6 +31,24 @@ class Images(nn.Module):
         return self.head(F.relu(self.plain(self.last(x))).mean((2, 3)))
 
 
+class Volumes(nn.Module):
+    """Three-dimensional convolutions of the kinds that run in different ways, a batch norm after one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv3d(8, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU())
+        self.along = nn.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0))
+        self.across = nn.Conv3d(16, 16, (1, 3, 3), stride=(1, 2, 2))
+        self.grouped = nn.Conv3d(16, 16, (3, 2, 2), groups=2, padding=1)
+        self.around = nn.Conv3d(16, 16, 3, padding=1, padding_mode="replicate")
+        self.head = nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.along(self.stem(x)))
+        x = F.gelu(self.grouped(self.across(x)))
+        return self.head(F.relu(self.around(x)).mean((2, 3, 4)))
+
+
 class Encoder(nn.Module):
     """Pre-norm blocks with attention, whose channels have outliers."""
 
@@ -54,8 +72,17 @@ class Encoder(nn.Module):
 
 def images() -> tuple[nn.Module, list[Any]]:
     """Pruned, in eval mode; batches."""
-    model = Images().eval()
-    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+    return with_statistics(Images()), [torch.randn(4, 8, 8, 8) for _ in range(3)]
+
+
+def volumes() -> tuple[nn.Module, list[Any]]:
+    """The same."""
+    return with_statistics(Volumes()), [torch.randn(2, 8, 5, 7, 6) for _ in range(3)]
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Pruned, in eval mode, its batch norms doing something."""
+    for norm in (m for m in model.eval().modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d)):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.normal_()
@@ -63,7 +90,7 @@ def images() -> tuple[nn.Module, list[Any]]:
         if norm.affine:
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)
-    return pruned(model), [torch.randn(4, 8, 8, 8) for _ in range(3)]
+    return pruned(model)
 
 
 def encoder() -> tuple[nn.Module, list[Any]]:
@@ -76,7 +103,7 @@ def pruned(model: nn.Module) -> nn.Module:
     return model
 
 
-NETWORKS = {"images": images, "encoder": encoder}
+NETWORKS = {"images": images, "encoder": encoder, "volumes": volumes}
 
 
 def state(model: nn.Module) -> dict[str, Any]:

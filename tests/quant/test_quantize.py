@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import sparse24
-from sparse24.nn import SparseConv2d, SparseLinear
+from sparse24.nn.kinds import ProductLayer
 from sparse24.quant import quantize, watching
 from sparse24.quant import quantize as entry
 
-from .networks import NETWORKS, Encoder, encoder, images, pruned, same, state
+from .networks import NETWORKS, Encoder, encoder, images, pruned, same, state, volumes
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -35,7 +35,7 @@ def outputs(model: nn.Module, batches: list[Any]) -> list[Tensor]:
 
 
 def sparse_layers(model: nn.Module) -> dict[str, Any]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | SparseConv2d)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, ProductLayer)}
 
 
 @pytest.mark.parametrize("is_converted", [True, False])
@@ -102,15 +102,22 @@ def test_the_state_dict_loads_into_a_floating_network() -> None:
 
 
 @pytest.mark.parametrize("is_converted", [True, False])
-def test_batch_norms_fold_where_outputs_stay(is_converted: bool) -> None:
-    model, batches = images()
+@pytest.mark.parametrize(
+    ("network", "gone", "left"),
+    [(images, {"stem.1", "norm", "plain"}, {"kept"}), (volumes, {"stem.1"}, set())],  # "kept": read twice
+)
+def test_batch_norms_fold_where_outputs_stay(
+    network: Any, gone: set[str], left: set[str], is_converted: bool
+) -> None:
+    model, batches = network()
     wanted = outputs(model, batches)
     if is_converted:
         sparse24.to_sparse(model, when="always")
     report = quantize(model, batches, activations=None, when="always")
-    folded = {row.name for row in report if row.reason.startswith("folded")}
-    assert folded == {"stem.1", "norm", "plain"}  # what is read twice is not
-    assert {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)} == {"kept"}
+    folded = {row.name: row.kind for row in report if row.reason.startswith("folded")}
+    assert folded.keys() == gone
+    assert set(folded.values()) == {"BatchNorm3d" if network is volumes else "BatchNorm2d"}
+    assert {n for n, m in model.named_modules() if "BatchNorm" in type(m).__name__} == left
     assert error(model, batches, wanted) < 0.01
 
 
@@ -218,7 +225,7 @@ def refusals() -> dict[str, tuple[Any, dict[str, Any], type[Exception], str]]:
     floats = copy.deepcopy(model)
     sparse24.to_sparse(floats, when="always")
     for layer in floats.modules():
-        if isinstance(layer, SparseLinear):
+        if isinstance(layer, sparse24.SparseLinear):
             layer.to_float8()
     return {
         "no module": (3, {}, TypeError, "needs a torch.nn.Module, not int"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sparse24
 from reference import relative_error
+from sparse24.nn.kinds import ProductLayer
 from sparse24.quant import from_compressed_tensors, quantize, reference
 
 from .networks import NETWORKS, pruned
@@ -44,7 +45,7 @@ def test_a_reference_of_float8_layers_computes_the_same(name: str) -> None:
     model, batches = NETWORKS[name]()
     sparse24.to_sparse(model, when="always")
     for module in model.modules():
-        if isinstance(module, sparse24.SparseLinear | sparse24.SparseConv2d):
+        if isinstance(module, ProductLayer):
             module.to_float8()
     twin = reference(model)
     with torch.no_grad():
@@ -76,7 +77,7 @@ def test_onnx_quantizes_and_dequantizes(name: str, tmp_path: Path) -> None:
     torch.onnx.export(reference(model), (batches[0],), path, dynamo=True, verbose=False)
     graph = onnx.load(path).graph
     kinds = [node.op_type for node in graph.node]
-    layers = sum(isinstance(m, sparse24.SparseLinear | sparse24.SparseConv2d) for m in model.modules())
+    layers = sum(isinstance(m, ProductLayer) for m in model.modules())
     assert kinds.count("DequantizeLinear") >= 2 * layers - 2  # q, k and v share an input
     int8 = [
         each for each in graph.initializer if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1

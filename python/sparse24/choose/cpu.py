@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..nn.conv2d import SparseConv2d
+from ..nn.conv3d import SparseConv3d
 from ..nn.convert import Verdict, without_activation
-from ..nn.convolution import conv_arguments
+from ..nn.convolution import CompressedConvolution, conv_arguments
+from ..nn.kinds import ProductLayer
 from ..nn.linear import SparseLinear
 from ..ops import activate
 from ..ops.cuda import route
@@ -24,7 +25,7 @@ from .measured import Chooser, Timed, described, verdict_of
 from .tuning import Tuned, Tuning
 
 
-def explain(layer: SparseLinear | SparseConv2d, tokens: int) -> str:
+def explain(layer: ProductLayer, tokens: int) -> str:
     """How ``layer`` runs ``tokens`` here, and what is known of its dense self."""
     runs = f"sparse: CPU kernels for {cpu_isa()}"
     if layer.is_float8:
@@ -53,7 +54,7 @@ def remembered(module: nn.Module, dtype: torch.dtype | None, known: dict[str, Pa
 
 
 def tune(
-    layers: Sequence[SparseLinear | SparseConv2d],
+    layers: Sequence[ProductLayer],
     tokens: Sequence[int],
     budget_seconds: float,
     *,
@@ -82,7 +83,7 @@ def tune(
     return Tuning(rows)
 
 
-def _row(layer: SparseLinear | SparseConv2d, count: int, pair: Pair | None, remark: str) -> Tuned:
+def _row(layer: ProductLayer, count: int, pair: Pair | None, remark: str) -> Tuned:
     measured = None
     if pair is not None:
         measured = route.Measured(Algorithm(), 1e6 * pair.sparse, 1e6 * pair.dense, 0.0)
@@ -96,15 +97,16 @@ def _tokens(count: int) -> str:
     return f"{count} token{'' if count == 1 else 's'}"
 
 
-def _dense_shape(layer: SparseLinear | SparseConv2d) -> nn.Module:
+def _dense_shape(layer: ProductLayer) -> nn.Module:
     """The dense layer without its numbers."""
     dtype = layer._dtype()
-    if isinstance(layer, SparseConv2d):
-        return nn.Conv2d(**conv_arguments(layer), device="meta", dtype=dtype)
+    if isinstance(layer, CompressedConvolution):
+        kind = nn.Conv3d if isinstance(layer, SparseConv3d) else nn.Conv2d
+        return kind(**conv_arguments(layer), device="meta", dtype=dtype)
     return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta", dtype)
 
 
-def _name(layer: SparseLinear | SparseConv2d) -> str:
+def _name(layer: ProductLayer) -> str:
     kind, shape = described(_dense_shape(layer))
     activations = "" if getattr(layer, "input_scale", None) is None else " by int8"
     return f"{kind} {shape}; {layer.values.dtype}{activations}".replace("torch.", "")
@@ -121,17 +123,17 @@ def _tuned(name: str, known: dict[str, Pair]) -> Iterator[tuple[int, Pair]]:
             yield int(end.removesuffix(" tokens")), pair
 
 
-def _dense(layer: SparseLinear | SparseConv2d) -> Callable[[Tensor], Tensor]:
+def _dense(layer: ProductLayer) -> Callable[[Tensor], Tensor]:
     dense = without_activation(layer).to_dense()
     return lambda x: activate(dense(x), layer.activation)
 
 
-def _call(layer: SparseLinear | SparseConv2d, count: int) -> LayerCall:
-    """A call of ``count`` tokens; of a convolution one image with about as many pixels of output."""
+def _call(layer: ProductLayer, count: int) -> LayerCall:
+    """A call of ``count`` tokens; of a convolution one image (volume) with about as many pixels of output."""
     if isinstance(layer, SparseLinear):
         shape: tuple[int, ...] = (count, layer.in_features)
     else:
-        side = math.isqrt(count - 1) + 1
+        side = math.ceil(round(count ** (1 / len(layer.kernel_size)), 6))
         spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         sizes = [max(side * stride, span) for stride, span in zip(layer.stride, spans, strict=True)]
         shape = (1, layer.in_channels, *sizes)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from ..nn.conv2d import SparseConv2d
-from ..nn.convolution import conv_arguments
+from ..nn.conv3d import SparseConv3d
+from ..nn.convolution import CompressedConvolution, conv_arguments
+from ..nn.kinds import ProductLayer
 from ..nn.linear import SparseLinear
 from ..nn.on_device import Glance
 from ..ops import Error
@@ -25,9 +26,9 @@ from .tuning import Tuned, Tuning
 Progress = Callable[[str], None]
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear | SparseConv2d]]:
+def _layers(model: nn.Module) -> Iterator[tuple[str, ProductLayer]]:
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear | SparseConv2d):
+        if isinstance(module, ProductLayer):
             yield name, module
 
 
@@ -53,17 +54,16 @@ def keep_dense(model: nn.Module, keep: bool = True) -> int:
     return len(layers)
 
 
-def explain(
-    layer: SparseLinear | SparseConv2d, input_shape: Sequence[int], channels_last: bool = True
-) -> str:
+def explain(layer: ProductLayer, input_shape: Sequence[int], channels_last: bool = True) -> str:
     """How ``layer`` runs an input of ``input_shape`` on the device where it is, and why.
 
     Raises:
         TypeError: another kind of layer.
         ValueError: an input that the layer would refuse.
     """
-    if not isinstance(layer, SparseLinear | SparseConv2d):
-        raise TypeError(f"explain needs a SparseLinear or a SparseConv2d, not {type(layer).__name__}")
+    if not isinstance(layer, ProductLayer):
+        wanted = "a SparseLinear, SparseConv2d or SparseConv3d"
+        raise TypeError(f"explain needs {wanted}, not {type(layer).__name__}")
     on = Glance(layer).device
     if on.type == "cpu":
         return cpu.explain(layer, _call_of(layer, input_shape).n)
@@ -77,7 +77,7 @@ def explain(
 
 
 def describe_route(
-    layer: SparseLinear | SparseConv2d, input_shape: Sequence[int], on: cusparselt.GPU, channels_last: bool
+    layer: ProductLayer, input_shape: Sequence[int], on: cusparselt.GPU, channels_last: bool
 ) -> str:
     """:func:`explain` for a GPU that is given: nothing runs."""
     call = _call_of(layer, input_shape)
@@ -86,7 +86,7 @@ def describe_route(
         few = on.kernels and isinstance(layer, SparseLinear) and call.n <= device_kernels.FEW_TOKENS
         return "on the compressed weight: a kernel reads it as it lies" if few else f"dense: {reason}"
     weight = Glance(layer)
-    if isinstance(layer, SparseConv2d):
+    if isinstance(layer, CompressedConvolution):
         chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
     else:
         chosen = ways.route_of(call, weight, on)
@@ -97,33 +97,36 @@ def describe_route(
         kept = "a kept copy" if is_kept else "a weight expanded for the call"
         return f"dense, through {kept}: {chosen.reason}"
     notes = list(chosen.notes)
-    if isinstance(layer, SparseConv2d) and not channels_last:
-        notes.append("input and output are copied: give a channels_last input")
+    if isinstance(layer, CompressedConvolution) and not channels_last:
+        last = "channels_last_3d" if isinstance(layer, SparseConv3d) else "channels_last"
+        notes.append(f"input and output are copied: give a {last} input")
+    if isinstance(layer, SparseConv3d) and not layer._is_flat:
+        notes.append(f"the planes under {layer.kernel_size[0]} taps are stacked in a copy")
     version = cusparselt.version_text(on.version)
     return "; ".join([f"sparse: cuSPARSELt {version}, algorithm {chosen.algorithm.id}", *notes])
 
 
-def _product_sizes(layer: SparseLinear | SparseConv2d) -> tuple[int, int]:
+def _product_sizes(layer: ProductLayer) -> tuple[int, int]:
     """m and k of the product behind a layer (of one group)."""
     if isinstance(layer, SparseLinear):
         return layer.out_features, layer.in_features
-    return cuda.conv2d_sizes(layer.in_channels, layer.out_channels, layer._geometry())
+    return cuda.conv2d_sizes(layer._plane_channels, layer.out_channels, layer._geometry())
 
 
-def _window_of(layer: SparseLinear | SparseConv2d) -> tuple[int, ...]:
-    return layer._geometry().copies if isinstance(layer, SparseConv2d) else ()
+def _window_of(layer: ProductLayer) -> tuple[int, ...]:
+    return layer._geometry().copies if isinstance(layer, CompressedConvolution) else ()
 
 
-def _call_of(layer: SparseLinear | SparseConv2d, input_shape: Sequence[int]) -> route.Call:
+def _call_of(layer: ProductLayer, input_shape: Sequence[int]) -> route.Call:
     input = torch.empty(tuple(input_shape), device="meta", dtype=torch.float32)
     if isinstance(layer, SparseLinear):
         like: nn.Module = nn.Linear(layer.in_features, 1, device="meta", dtype=torch.float32)
         refusal = f"input must be [..., {layer.in_features}], not {tuple(input_shape)}"
     else:
-        like = nn.Conv2d(
-            **{**conv_arguments(layer), "groups": 1, "out_channels": 1}, device="meta", dtype=torch.float32
-        )
-        refusal = f"input must be [N, {layer.in_channels}, H, W], not {tuple(input_shape)}"
+        kind, sizes = (nn.Conv3d, "D, H, W") if isinstance(layer, SparseConv3d) else (nn.Conv2d, "H, W")
+        one = {**conv_arguments(layer), "groups": 1, "out_channels": 1}
+        like = kind(**one, device="meta", dtype=torch.float32)
+        refusal = f"input must be [N, {layer.in_channels}, {sizes}], not {tuple(input_shape)}"
     try:
         tokens = like(input).numel()
     except RuntimeError as error:
@@ -176,7 +179,7 @@ def tune(
     """
     layers = [layer for _, layer in _layers(model)]
     if not layers:
-        raise ValueError("the model has no SparseLinear or SparseConv2d: convert it with to_sparse first")
+        raise ValueError("the model has no compressed layer: convert it with to_sparse first")
     if launches < 1 or any(count < 1 for count in tokens) or not tokens:
         raise ValueError(f"tokens and launches must be positive, not {tuple(tokens)} and {launches}")
     device = Glance(layers[0]).device
@@ -209,7 +212,7 @@ class TuningRun:
 
     def run(
         self,
-        layers: Sequence[SparseLinear | SparseConv2d],
+        layers: Sequence[ProductLayer],
         tokens: Sequence[int],
         budget_seconds: float,
         progress: Progress,
@@ -231,9 +234,7 @@ class TuningRun:
                     progress(f"{len(rows)}/{len(products) * len(tokens)} {line}")
         return Tuning(rows)
 
-    def _row(
-        self, call: route.Call, layer: SparseLinear | SparseConv2d, trials: Trials, seconds_left: float
-    ) -> Tuned:
+    def _row(self, call: route.Call, layer: ProductLayer, trials: Trials, seconds_left: float) -> Tuned:
         def left(remark: str) -> Tuned:
             found = route.measured.get(route.measured_key(call, self._gpu))
             return Tuned(call.dtype, call.m, call.k, call.n, found, 0, 0, remark)

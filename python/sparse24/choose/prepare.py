@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..nn.conv2d import SparseConv2d
+from ..nn.convolution import CompressedConvolution
 from ..nn.device_forms import Bytes
-from ..nn.linear import SparseLinear
+from ..nn.kinds import ProductLayer
 from ..nn.on_device import Glance, LayerWeight, weight_of
 from ..ops.cuda import cusparselt, route, ways
 from ..ops.cuda import products as cuda
@@ -75,11 +75,11 @@ def prepare(model: nn.Module, tokens: int | Sequence[int]) -> Preparation:
         raise ValueError(f"tokens must be positive counts, not {tokens!r}")
     layers = list(_layers(model))
     if not layers:
-        raise ValueError("the model has no SparseLinear or SparseConv2d: convert it with to_sparse first")
+        raise ValueError("the model has no compressed layer: convert it with to_sparse first")
     return Preparation(_prepare_where_it_is(name, layer, counts) for name, layer in layers)
 
 
-def _prepare_where_it_is(name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...]) -> Prepared:
+def _prepare_where_it_is(name: str, layer: ProductLayer, counts: tuple[int, ...]) -> Prepared:
     device = Glance(layer).device
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -89,14 +89,14 @@ def _prepare_where_it_is(name: str, layer: SparseLinear | SparseConv2d, counts: 
     return Prepared(name, (), (), None, _dense_bytes(layer), f"on {device.type}: {what}, nothing to prepare")
 
 
-def _dense_bytes(layer: SparseLinear | SparseConv2d) -> int:
+def _dense_bytes(layer: ProductLayer) -> int:
     values = Glance(layer).like[0]
     return 2 * values.numel() * values.element_size()
 
 
 @torch.no_grad()
 def prepare_layer(
-    name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...], stream: cusparselt.Stream
+    name: str, layer: ProductLayer, counts: tuple[int, ...], stream: cusparselt.Stream
 ) -> Prepared:
     """:func:`prepare` of one layer for a GPU's stream, which must be the current one."""
     if narrow.is_bare(layer):
@@ -129,7 +129,7 @@ def prepare_layer(
 
 
 def _prepare_narrow(
-    name: str, layer: SparseLinear | SparseConv2d, counts: tuple[int, ...], stream: cusparselt.Stream
+    name: str, layer: ProductLayer, counts: tuple[int, ...], stream: cusparselt.Stream
 ) -> Prepared:
     """Of a layer in 8 bits, whose operators derive a blob from its tensors, which stay."""
     weight = Canonical(layer.values, layer.indices)
@@ -153,7 +153,7 @@ def _dtype_of_inputs(weight: LayerWeight) -> torch.dtype:
 
 
 def _make(
-    layer: SparseLinear | SparseConv2d, weight: Weight, count: int, stream: cusparselt.Stream
+    layer: ProductLayer, weight: Weight, count: int, stream: cusparselt.Stream
 ) -> tuple[list[Name], str]:
     """The blobs of a call of ``count`` tokens, or why it runs dense."""
     m, k = _product_sizes(layer)
@@ -164,7 +164,7 @@ def _make(
     else:
         call = route.Call(dtype, dtype, m, count, k, layer.activation, bias is not None, window=window)
     on = ready(stream.device)
-    if isinstance(layer, SparseConv2d):
+    if isinstance(layer, CompressedConvolution):
         chosen = cuda.conv2d_route(call, weight, layer._geometry(), on)
         if chosen.sparse:
             return cuda.prepare_conv2d(call, weight, bias, layer._geometry(), chosen, stream), ""

@@ -15,10 +15,11 @@ from ..nn.attention import SparseMultiheadAttention
 from ..nn.by_tensors import is_held
 from ..nn.compressed import CompressedModule
 from ..nn.convert import row_of
-from ..nn.convertible import SPARSE, layers_of
+from ..nn.convertible import layers_of
 from ..nn.forms import NotSparse24Error, check_weight
 from ..nn.guard import CHILD
 from ..nn.held import HeldWeight, helds_of
+from ..nn.kinds import SPARSE
 from ..nn.shells import (
     Swaps,
     compressed_in,

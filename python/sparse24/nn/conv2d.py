@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import ops
-from ..ops.cuda.cusparselt import Stream
-from ..ops.cuda.patches import Window
-from ..ops.cuda.products import conv2d_by
-from ..ops.cuda.weights import Weight
-from . import grad, int8, onnx
-from .compressed import wants_grad
+from . import onnx
 from .convolution import CompressedConvolution, conv_arguments
 from .forms import Conv2dForm
 from .tracing import leaf_of
@@ -40,8 +35,6 @@ class SparseConv2d(CompressedConvolution):
             [N, in_channels, H, W] or [in_channels, H, W].
         TypeError: another dtype.
     """
-
-    _operator = "conv2d"
 
     def __init__(
         self,
@@ -81,9 +74,9 @@ class SparseConv2d(CompressedConvolution):
             top = bottom = like.padding[0]
             left = right = like.padding[1]
         inside = self.padding_mode == "zeros" and left == right and top == bottom
-        self._kernel_padding = (top, left) if inside else (0, 0)
+        own = (top, left) if inside else (0, 0)
         self._written_padding = None if inside else (left, right, top, bottom)
-        window = (*self.kernel_size, *self.stride, *self._kernel_padding, *self.dilation, self.groups)
+        window = (*self.kernel_size, *self.stride, *own, *self.dilation, self.groups)
         self._window = cast(ops.Window, window)
         self._written_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
 
@@ -125,22 +118,7 @@ class SparseConv2d(CompressedConvolution):
     def _product(self, input: Tensor) -> Tensor:
         if onnx.is_exported():
             return onnx.conv2d(self, input)
-        if int8.is_narrow(self):
-            return int8.conv2d(self, input)
-        if input.is_cuda:
-            by_own_forms = self._on_device(input)
-            if by_own_forms is not None:
-                return by_own_forms
-        weight = self._operands()
-        product = grad.conv2d if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.conv2d
-        output: Tensor = product(input, *weight, self.activation, self._window)
-        return output
-
-    def _geometry(self) -> Window:
-        return Window(self.kernel_size, self.stride, self._kernel_padding, self.dilation, self.groups)
-
-    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
-        return conv2d_by(input, weight, bias, self._geometry(), self.activation, stream)
+        return super()._product(input)
 
     @property
     def _form(self) -> Conv2dForm:

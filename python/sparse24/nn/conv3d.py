@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import ops
-from . import grad, int8, onnx
-from .compressed import wants_grad
+from . import onnx
 from .convolution import CompressedConvolution
 from .forms import Conv3dForm
-from .planes import Depth, is_channels_last_3d, stacked, stacked_weight, unstacked
+from .planes import Depth, is_channels_last_3d, stacked, stacked_channels, stacked_weight, unstacked
 from .tracing import leaf_of
 
 _Size = int | tuple[int, int, int]
@@ -41,8 +40,6 @@ class SparseConv3d(CompressedConvolution):
             [N, in_channels, D, H, W] or [in_channels, D, H, W], or is smaller than the window.
         TypeError: another dtype.
     """
-
-    _operator = "conv2d"
 
     def __init__(
         self,
@@ -118,13 +115,9 @@ class SparseConv3d(CompressedConvolution):
             input = padded.contiguous(memory_format=layout)
         return unstacked(self._product(stacked(input, self._depth)), input, self._depth)
 
-    def _product(self, planes: Tensor) -> Tensor:
-        if int8.is_narrow(self):
-            return int8.conv2d(self, planes)
-        weight = self._operands()
-        product = grad.conv2d if torch.is_grad_enabled() and wants_grad(planes, *weight) else ops.conv2d
-        output: Tensor = product(planes, *weight, self.activation, self._window)
-        return output
+    @property
+    def _plane_channels(self) -> int:
+        return self.in_channels if self._is_flat else stacked_channels(self.in_channels, self._depth)
 
     def _recorded(self, input: Tensor) -> Tensor:
         """For a graph of torch.fx of which the layer is the root."""
@@ -141,7 +134,6 @@ class SparseConv3d(CompressedConvolution):
         return ops.activate(output, self.activation)
 
     def _two_dimensional(self, weight: Tensor) -> Tensor:
-        """The dense weight of the convolution that is computed."""
         return weight.squeeze(4) if self._is_flat else stacked_weight(weight)
 
     @property

@@ -24,7 +24,6 @@ from .compressed import DTYPES
 from .conv2d import SparseConv2d
 from .conv3d import SparseConv3d
 from .convertible import (
-    SPARSE,
     FilterFn,
     bytes_of,
     layers_of,
@@ -32,6 +31,7 @@ from .convertible import (
 from .dense_loads import accept_compressed
 from .fuse import folds_of
 from .held import HeldWeight
+from .kinds import SPARSE, ProductLayer
 from .linear import SparseLinear
 from .plan import How, by_tensors_alone, plan_of
 from .swap import CARRIED_HOOKS, Places, Undo, carry_over, places_of, put, set_fused_paths
@@ -196,7 +196,7 @@ def to_dense(model: nn.Module) -> Report:
     return Report(tuple(rows))
 
 
-def dense_of(module: SparseLinear | SparseConv2d | SparseConv3d | SparseMultiheadAttention) -> nn.Module:
+def dense_of(module: ProductLayer | SparseMultiheadAttention) -> nn.Module:
     """What a compressed layer was: its ``to_dense()``, or transformers' ``Conv1D``."""
     dense = module.to_dense()
     conv1d = getattr(module, "_dense_class", None)
@@ -276,7 +276,7 @@ def why_device_dense(device: torch.device) -> str:
 
 def _weights(module: nn.Module) -> list[Tensor]:
     """The weights of a layer, dense or compressed; the first one's shape stands for the layer."""
-    if isinstance(module, SparseLinear | SparseConv2d | SparseConv3d):
+    if isinstance(module, ProductLayer):
         return [module.weight]
     if by_tensors.is_held(module):
         return [each._view() for each in module.modules() if isinstance(each, HeldWeight)]

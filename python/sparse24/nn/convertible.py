@@ -22,16 +22,13 @@ from ..pruning.layers import (
 )
 from .attention import SparseMultiheadAttention, projections
 from .compressed import DTYPES, CompressedModule
-from .conv2d import SparseConv2d
-from .conv3d import SparseConv3d
 from .dense_loads import compressed_like, is_own_hook
 from .forms import NotSparse24Error, check_weight
 from .int8 import remark_of
-from .linear import SparseLinear
+from .kinds import SPARSE, ProductLayer
 
 FilterFn = Callable[[str, nn.Module], bool]
 
-SPARSE = (SparseLinear, SparseConv2d, SparseConv3d, SparseMultiheadAttention)
 #: Hooks that know the names of the weights in a state_dict.
 _STATE_HOOKS = (
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
@@ -143,7 +140,7 @@ def why_not_sparse(module: nn.Module, dtype: torch.dtype | None) -> str:
     """Why the values of a layer do not allow, or do not reward, a compressed one; or ""."""
     like = compressed_like(module, dtype)
     for name, weight, layer in _matrices(module, like):
-        assert isinstance(layer, SparseLinear | SparseConv2d | SparseConv3d)
+        assert isinstance(layer, ProductLayer)
         try:
             check_weight(weight, layer._form, layer.values.dtype)
         except NotSparse24Error as error:

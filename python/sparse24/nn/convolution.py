@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .compressed import CompressedModule
+from .. import ops
+from ..ops.cuda.cusparselt import Stream
+from ..ops.cuda.patches import Window
+from ..ops.cuda.products import conv2d_by
+from ..ops.cuda.weights import Weight
+from . import grad, int8
+from .compressed import CompressedModule, wants_grad
 from .forms import compress_weight
 
 if TYPE_CHECKING:
@@ -17,13 +23,46 @@ _Dense = TypeVar("_Dense", nn.Conv2d, nn.Conv3d)
 
 
 class CompressedConvolution(CompressedModule):
-    """Made from a dense convolution, and made dense again; how it is told."""
+    """Made from a dense convolution, and made dense again; its product, which is a 2-D convolution; how it
+    is told."""
 
     in_channels: int
     out_channels: int
     kernel_size: Any
     stride: Any
     _form: Any
+    _operator = "conv2d"
+    #: Of the 2-D convolution that is computed.
+    _window: ops.Window
+
+    @property
+    def _plane_channels(self) -> int:
+        """Input channels of the 2-D convolution that is computed."""
+        return self.in_channels
+
+    def _two_dimensional(self, weight: Tensor) -> Tensor:
+        """Its dense weight, of the layer's."""
+        return weight
+
+    def _geometry(self) -> Window:
+        (r, s), (down, right), (top, left), (dilation_r, dilation_s), groups = ops.geometry_of(self._window)
+        return Window((r, s), (down, right), (top, left), (dilation_r, dilation_s), groups)
+
+    def _product(self, input: Tensor) -> Tensor:
+        """The 2-D convolution of [N, C, H, W]."""
+        if int8.is_narrow(self):
+            return int8.conv2d(self, input)
+        if input.is_cuda:
+            by_own_forms = self._on_device(input)
+            if by_own_forms is not None:
+                return by_own_forms
+        weight = self._operands()
+        product = grad.conv2d if torch.is_grad_enabled() and wants_grad(input, *weight) else ops.conv2d
+        output: Tensor = product(input, *weight, self.activation, self._window)
+        return output
+
+    def _product_by(self, weight: Weight, input: Tensor, bias: Tensor | None, stream: Stream) -> Tensor:
+        return conv2d_by(input, weight, bias, self._geometry(), self.activation, stream)
 
     @classmethod
     def _from(cls, module: nn.Conv2d | nn.Conv3d, dense: type, dtype: torch.dtype | None) -> Self:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..report import Report
 from .conv2d import SparseConv2d
+from .conv3d import SparseConv3d
 from .linear import SparseLinear
 from .swap import places_of
 
@@ -152,7 +153,7 @@ def _fused_name(activation: Any) -> str | None:
 
 def _is_listened_to(layer: Any, activation: Any) -> bool:
     """Whether somebody would see that an activation has moved."""
-    if type(layer) not in (SparseLinear, SparseConv2d) or layer.activation != "none":
+    if type(layer) not in (SparseLinear, SparseConv2d, SparseConv3d) or layer.activation != "none":
         return True
     if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return True

@@ -22,8 +22,7 @@ from ..ops.cuda import device_kernels
 
 if TYPE_CHECKING:
     from .compressed import CompressedModule
-    from .conv2d import SparseConv2d
-    from .conv3d import SparseConv3d
+    from .convolution import CompressedConvolution
     from .linear import SparseLinear
 
 #: What ``activations`` of :meth:`~.compressed.CompressedModule.to_int8` may be.
@@ -180,7 +179,7 @@ def _linear_by(
     return ops.activate(output, layer.activation)
 
 
-def conv2d(layer: SparseConv2d | SparseConv3d, input: Tensor) -> Tensor:
+def conv2d(layer: CompressedConvolution, input: Tensor) -> Tensor:
     """The convolution (of a SparseConv3d: of stacked planes), with gradients as :func:`linear` has them."""
     values, indices, bias = layer._operands()
     if values.dtype in FLOAT8:
@@ -198,7 +197,7 @@ def conv2d(layer: SparseConv2d | SparseConv3d, input: Tensor) -> Tensor:
 
 def _conv2d_by(
     product: Callable[..., Tensor],
-    layer: SparseConv2d | SparseConv3d,
+    layer: CompressedConvolution,
     input: Tensor,
     *operands: Tensor | None,
 ) -> Tensor:
@@ -208,9 +207,7 @@ def _conv2d_by(
     plain = None if bias is None else bias.detach()
     exact = product(input.detach(), *operands, plain, "none", layer._window)
     _, stride, padding, dilation, groups = ops.geometry_of(layer._window)
-    weight = dequantized(layer, input.dtype)
-    three: Any = layer
-    weight = three._two_dimensional(weight) if weight.dim() == 5 else weight
+    weight = layer._two_dimensional(dequantized(layer, input.dtype))
     smooth = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     output: Tensor = _Exact.apply(exact, smooth)  # type: ignore[no-untyped-call]
     return ops.activate(output, layer.activation)

@@ -28,10 +28,20 @@ def is_channels_last_3d(input: Tensor) -> bool:
     return input.is_contiguous(memory_format=torch.channels_last_3d) and not input.is_contiguous()
 
 
+def _padded(channels: int, taps: int) -> int:
+    """C4 of a group's channels; with one tap they stay as they are."""
+    return channels if taps == 1 else ops.round_up(channels, 4)
+
+
+def stacked_channels(channels: int, depth: Depth) -> int:
+    """How many channels :func:`stacked` gives."""
+    return depth.groups * depth.taps * _padded(channels // depth.groups, depth.taps)
+
+
 def stacked_weight(weight: Tensor) -> Tensor:
     """[out, C, T, R, S], dense, to [out, T*C4, R, S], which meets what :func:`stacked` gives."""
     out, channels, taps, *kernel = weight.shape
-    padded = channels if taps == 1 else ops.round_up(channels, 4)
+    padded = _padded(channels, taps)
     planes = F.pad(weight.transpose(1, 2), (0, 0, 0, 0, 0, padded - channels))
     return planes.reshape(out, taps * padded, *kernel)
 
@@ -50,7 +60,7 @@ def stacked(input: Tensor, depth: Depth) -> Tensor:
     if planes < span:
         raise ValueError(f"an input of {planes} planes, padding included, is smaller than a window of {span}")
     last, own = is_channels_last_3d(input), channels // groups
-    padded = own if taps == 1 else ops.round_up(own, 4)
+    padded = _padded(own, taps)
     parts: Tensor = input.unflatten(1, (groups, own))  # type: ignore[no-untyped-call]
     if padded != own:
         parts = F.pad(parts, (0, 0, 0, 0, 0, 0, 0, padded - own))

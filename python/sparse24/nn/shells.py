@@ -14,11 +14,11 @@ from . import int8
 from .by_tensors import is_held
 from .compressed import DTYPES, CompressedModule
 from .convert import dense_of, without_activation
-from .convertible import SPARSE
 from .dense_loads import compressed_like
 from .forms import form_of
 from .guard import CHILD
 from .held import HeldWeight, helds_of, hold, put_back, release
+from .kinds import SPARSE
 from .swap import Places, carry_over, places_of, put, set_fused_paths
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")

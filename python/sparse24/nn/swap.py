@@ -7,12 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .attention import SparseMultiheadAttention
-from .conv2d import SparseConv2d
-from .conv3d import SparseConv3d
-from .linear import SparseLinear
+from .kinds import SPARSE
 
-_SPARSE = (SparseLinear, SparseConv2d, SparseConv3d, SparseMultiheadAttention)
 #: Hooks that run around ``forward`` and work on any kind of layer.
 CARRIED_HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -61,10 +57,7 @@ def set_fused_paths(model: nn.Module) -> None:
         for kind, flag, saved in _FUSED_PATHS:
             if not isinstance(module, kind):
                 continue
-            sparse_inside = any(
-                isinstance(child, (SparseLinear, SparseConv2d, SparseConv3d, SparseMultiheadAttention))
-                for child in module.modules()
-            )
+            sparse_inside = any(isinstance(child, SPARSE) for child in module.modules())
             if sparse_inside and saved not in vars(module):
                 setattr(module, saved, getattr(module, flag))
                 setattr(module, flag, False)
@@ -118,7 +111,7 @@ class Undo:
         put(self._rebuilt() if old is None else old, self._places)
 
     def _rebuilt(self) -> nn.Module:
-        assert isinstance(self._new, _SPARSE)
+        assert isinstance(self._new, SPARSE)
         module, known = self._shell
         dense = dict(self._new.to_dense().named_parameters())
         for name, blank in list(module.named_parameters()):

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..nn import SparseConv2d, SparseLinear
+from ..nn import SparseLinear
+from ..nn.convolution import CompressedConvolution
 from ..nn.swap import put
 from ..pruning.running import run_batch
+from ..report import Row
 
 #: Largest difference of outputs that rounding may make, over their largest magnitude.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-8}
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
+_FOLDED = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 #: Takes a change back.
 Undo = Callable[[], None]
@@ -82,15 +85,18 @@ def given_by(
     return {name: source for name, source in single.items() if source and calls.get(source) == 1}
 
 
-def fold_batch_norms(model: nn.Module, batch: Any) -> tuple[list[str], list[Undo]]:
+def fold_batch_norms(model: nn.Module, batch: Any) -> tuple[list[Row], list[Undo]]:
     """Fold each batch norm that follows a convolution into it; an identity stands in its place.
 
-    The model is in eval mode. Returns the names of the folded norms, and how to take it all back.
+    The model is in eval mode. Returns a row for each folded norm, and how to take it all back.
     """
     convolutions = {
-        n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d) or type(m) is nn.Conv2d
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, CompressedConvolution) or type(m) in (nn.Conv2d, nn.Conv3d)
     }
-    norms = {n: m for n, m in model.named_modules() if type(m) is nn.BatchNorm2d and m.track_running_stats}
+    norms: dict[str, Any] = {n: m for n, m in model.named_modules() if type(m) in _FOLDED}
+    norms = {n: m for n, m in norms.items() if m.track_running_stats}
     pairs = given_by(model, batch, convolutions, norms) if norms else {}
     before = outputs_of(model, batch) if pairs else []
     changes = {
@@ -98,7 +104,13 @@ def fold_batch_norms(model: nn.Module, batch: Any) -> tuple[list[str], list[Undo
         for norm, convolution in pairs.items()
         if getattr(convolutions[convolution], "activation", "none") == "none"
     }
-    return apply_checked(model, batch, before, changes)
+    kept, undo = apply_checked(model, batch, before, changes)
+    why = "folded into the convolution before it"
+    rows = [
+        Row(n, type(norms[n]).__name__, (), done=False, reason=why, kept=1.0, bytes_before=0, bytes_after=0)
+        for n in kept
+    ]
+    return rows, undo
 
 
 def apply_checked(
@@ -140,7 +152,7 @@ def _fold(model: nn.Module, convolution: Any, name: str) -> Undo:
     scale = (weight.double() / (norm.running_var.double() + norm.eps).sqrt()).detach()
     shift = (norm.bias.double() if norm.affine else 0.0) - norm.running_mean.double() * scale
     bias = convolution.bias
-    held = convolution.values if isinstance(convolution, SparseConv2d) else convolution.weight
+    held = convolution.values if isinstance(convolution, CompressedConvolution) else convolution.weight
     numbers, had = held.detach().clone(), None if bias is None else bias.detach().clone()
     new = shift if bias is None else bias.detach().double() * scale + shift
     with torch.no_grad():

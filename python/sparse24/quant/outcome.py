@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from ..choose.measured import TIE
+from ..nn.kinds import ProductLayer
 from ..report import Report, Row
 from ..timing import Pair, in_units
-from .watching import Layer, Noise
+from .watching import Noise
 
 
 class Way(NamedTuple):
@@ -26,8 +28,8 @@ class Way(NamedTuple):
 
 def store(
     name: str,
-    layer: Layer,
-    twin: Layer | None,
+    layer: ProductLayer,
+    twin: ProductLayer | None,
     way: Way,
     measured: tuple[Noise | None, Pair | None],
     *,
@@ -62,11 +64,11 @@ def store(
     return row_of(name, layer, done=True, reason="; ".join(told), before=before)
 
 
-def _bytes(layer: Layer) -> int:
+def _bytes(layer: ProductLayer) -> int:
     return sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
 
 
-def row_of(name: str, layer: Layer, *, done: bool, reason: str, before: int = 0) -> Row:
+def row_of(name: str, layer: ProductLayer, *, done: bool, reason: str, before: int = 0) -> Row:
     size = _bytes(layer)
     shape = tuple(layer.weight.shape)
     return Row(name, type(layer).__name__, shape, done, reason, 0.5, before or size, size)
@@ -79,11 +81,7 @@ def row_chained(row: Row, chained: dict[str, str]) -> Row:
     return dataclasses.replace(row, reason=f"{row.reason}; hands on int8 to {chained[row.name]}")
 
 
-def report_of(model: nn.Module, rows: list[Row], folded: list[str]) -> Report:
+def report_of(model: nn.Module, rows: Sequence[Row]) -> Report:
+    """Rows in model order."""
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    for name in folded:
-        reason = "folded into the convolution before it"
-        rows.append(
-            Row(name, "BatchNorm2d", (), done=False, reason=reason, kept=1.0, bytes_before=0, bytes_after=0)
-        )
     return Report(tuple(sorted(rows, key=lambda row: order.get(row.name, 0))), "quantized")

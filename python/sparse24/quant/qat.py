@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import masks
 from ..calibrated.blocks import checked_batches
-from ..nn import SparseConv2d, SparseLinear
+from ..nn import SparseConv2d, SparseConv3d, SparseLinear
 from ..nn.convertible import layers_of
 from ..nn.swap import carry_over, places_of, put
 from ..pruning.layers import is_transposed_linear, stays_dense
@@ -173,7 +173,7 @@ def prepare_qat(
         raise ValueError(f"learned scales belong to activations='static', not to {activations!r}")
     kept = None if batches is None else checked_batches(batches)
     kinds = {type(module) for module in network.modules()}
-    if kinds & {QatLinear, QatConv2d, SparseLinear, SparseConv2d}:
+    if kinds & {QatLinear, QatConv2d, SparseLinear, SparseConv2d, SparseConv3d}:
         raise ValueError(
             "the model is compressed or prepared already: prepare_qat takes a dense 2:4 model, once"
         )
@@ -188,10 +188,7 @@ def prepare_qat(
     if fold and kept is not None:
         with quiet(network), torch.no_grad():
             folded, _ = fold_batch_norms(network, kept[0])
-        rows += [
-            Row(n, "BatchNorm2d", (), False, "folded into the convolution before it", 1.0, 0, 0)
-            for n in folded
-        ]
+        rows += folded
     places = places_of(network)
     for layer in found:
         put(_simulated(layer, activations, scales, momentum), places[id(layer)])

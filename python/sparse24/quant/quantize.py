@@ -14,8 +14,9 @@ from torch import nn
 from ..calibrated.blocks import checked_batches, run_first
 from ..choose.measured import Chooser
 from ..log import progress as logged
-from ..nn import SparseConv2d, SparseConv3d, SparseLinear, convert
+from ..nn import convert
 from ..nn.int8 import ACTIVATIONS, quantize_rows
+from ..nn.kinds import ProductLayer
 from ..nn.swap import set_fused_paths
 from ..pruning.prunable import unwrap
 from ..pruning.running import quiet
@@ -26,7 +27,7 @@ from .chain import chain
 from .folding import Undo, fold_batch_norms, migrate_outliers
 from .observers import LEVELS, METHODS, threshold
 from .outcome import Way, report_of, row_chained, row_of, store
-from .watching import Layer, Noise, Seen, compare, observe
+from .watching import Noise, Seen, compare, observe
 
 Progress = Callable[[str], None]
 #: Batches that int8 is compared on.
@@ -95,7 +96,7 @@ def quantize(
         undo.append(_compress(network))
         layers, left = _layers(network, skip)
         with quiet(network), torch.no_grad():
-            folded: list[str] = []
+            folded: list[Row] = []
             seen: dict[str, Seen] = {}
             noises: dict[str, Noise] = {}
             times: dict[str, Pair] = {}
@@ -131,7 +132,7 @@ def quantize(
     if activations == "static" and kept is not None:
         chained = dict(chain(network, kept[0]))
         rows = [row_chained(row, chained) for row in rows]
-    return report_of(network, [*rows, *left], folded)
+    return report_of(network, [*rows, *left, *folded])
 
 
 def _check(model: nn.Module, way: Way, symmetric: bool, smooth: float | None, without: bool) -> None:
@@ -166,7 +167,7 @@ def _check(model: nn.Module, way: Way, symmetric: bool, smooth: float | None, wi
 def _compress(model: nn.Module) -> Undo:
     """Compress the dense layers that are 2:4; how to take it back, the modules themselves included."""
     held = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
-    if not isinstance(model, (SparseLinear, SparseConv2d, SparseConv3d)):
+    if not isinstance(model, ProductLayer):
         convert.to_sparse(model)
 
     def back() -> None:
@@ -178,11 +179,9 @@ def _compress(model: nn.Module) -> Undo:
     return back
 
 
-def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], list[Row]]:
+def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, ProductLayer], list[Row]]:
     """The layers to become int8, each once, and rows of those that do not."""
-    every = {
-        n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | SparseConv2d | SparseConv3d)
-    }
+    every = {n: m for n, m in model.named_modules() if isinstance(m, ProductLayer)}
     if not every:
         raise ValueError(
             "the model has no 2:4 layer: prune it first (Sparsifier, oneshot), then quantize; zeros that are "
@@ -211,7 +210,7 @@ def _layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, Layer], li
     return chosen, left
 
 
-def _twin(name: str, layer: Layer, seen: Seen | None, way: Way) -> Layer | None:
+def _twin(name: str, layer: ProductLayer, seen: Seen | None, way: Way) -> ProductLayer | None:
     """An int8 copy; ``None``: no batch reached a layer whose scale batches tell."""
     twin = copy.deepcopy(layer)
     for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
@@ -225,7 +224,7 @@ def _twin(name: str, layer: Layer, seen: Seen | None, way: Way) -> Layer | None:
     return twin.to_int8("static", scale)
 
 
-def _noisiest(layers: dict[str, Layer], noises: dict[str, Noise], budget: float) -> set[str]:
+def _noisiest(layers: dict[str, ProductLayer], noises: dict[str, Noise], budget: float) -> set[str]:
     """The layers that stay floating for accuracy: of the least SQNR, up to a share of all weights."""
     left = budget * sum(layer.values.numel() for layer in layers.values())
     spared = set()
@@ -238,7 +237,7 @@ def _noisiest(layers: dict[str, Layer], noises: dict[str, Noise], budget: float)
 
 
 def _times(
-    layers: dict[str, Layer], twins: dict[str, Layer], seen: dict[str, Seen], said: Progress
+    layers: dict[str, ProductLayer], twins: dict[str, ProductLayer], seen: dict[str, Seen], said: Progress
 ) -> dict[str, Pair]:
     """Seconds of the first batch's calls, floating and int8, in turns; CPU only. Equal layers once."""
     if any(layer.values.device.type != "cpu" for layer in layers.values()):

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..nn import SparseConv2d, SparseLinear
+from ..nn import SparseConv2d, SparseConv3d
 from ..nn.int8 import scales_of
+from ..nn.kinds import ProductLayer
+from ..nn.planes import stacked, stacked_weight, unstacked
 from ..nn.swap import carry_over, places_of, put
 from .observers import LEVELS
 
@@ -32,7 +34,7 @@ class _Reference(nn.Module):
     dense: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: SparseLinear | SparseConv2d) -> None:
+    def __init__(self, layer: ProductLayer) -> None:
         super().__init__()
         matrix = torch.ops.sparse24.decompress(layer.values.detach(), layer.indices)
         weight = layer._form.to_weight(matrix).contiguous()
@@ -103,6 +105,45 @@ class ReferenceConv2d(_Reference):
         return ops.activate(output, self.activation)
 
 
+class ReferenceConv3d(_Reference):
+    """What a :class:`~sparse24.SparseConv3d` computes, in known operators.
+
+    With a scale for every image that is a 2-D convolution of stacked planes, whose images have the scales.
+    """
+
+    def __init__(self, layer: SparseConv3d) -> None:
+        super().__init__(layer)
+        self._window, self._depth, self._stride, self._dilation = (
+            layer._window, layer._depth, layer.stride, layer.dilation,
+        )  # fmt: skip
+        self._written, self._mode = layer._written_padding, layer._written_mode
+        self._is_flat = layer._is_flat
+        top, left = layer._window[4:6]
+        self._padding = (top, 0, 0) if self._is_flat else (0, top, left)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        x = F.pad(input, self._written, self._mode) if any(self._written) else input
+        weight = self._weight(input.dtype)
+        if not self._is_flat and (self.is_float8 or self.input_scale == 0):
+            planes = self._input(stacked(x, self._depth), [-3, -2, -1])
+            _, stride, padding, dilation, groups = ops.geometry_of(self._window)
+            y = F.conv2d(planes, stacked_weight(weight), self.bias, stride, padding, dilation, groups)
+            output = unstacked(y, x, self._depth)
+        else:
+            x = self._input(x, [-4, -3, -2, -1])
+            geometry: Any = (self._stride, self._padding, self._dilation, self._depth.groups)
+            output = F.conv3d(x, weight, self.bias, *geometry)
+        return ops.activate(output, self.activation)
+
+
+def _made(layer: ProductLayer) -> _Reference:
+    if isinstance(layer, SparseConv3d):
+        return ReferenceConv3d(layer)
+    return ReferenceConv2d(layer) if isinstance(layer, SparseConv2d) else ReferenceLinear(layer)
+
+
 def reference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in eval mode without compressed layers: their weights dense, int8 where they were.
 
@@ -115,14 +156,14 @@ def reference(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"reference needs a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, SparseLinear | SparseConv2d):
+    if isinstance(model, ProductLayer):
         raise TypeError("reference makes a copy of a network, not of a layer: put it into nn.Sequential")
     importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
     twin = copy.deepcopy(model).eval()
     places = places_of(twin)
     for module in list(twin.modules()):
-        if isinstance(module, SparseLinear | SparseConv2d):
-            made = ReferenceConv2d(module) if isinstance(module, SparseConv2d) else ReferenceLinear(module)
+        if isinstance(module, ProductLayer):
+            made = _made(module)
             carry_over(module, made)
             put(made, places[id(module)])
     return twin

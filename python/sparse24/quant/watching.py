@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..choose.example import LayerCall
-from ..nn import SparseConv2d, SparseConv3d, SparseLinear
+from ..nn import SparseLinear
+from ..nn.kinds import ProductLayer
 from ..pruning.running import run_batch
 from .observers import Observer
-
-Layer = SparseLinear | SparseConv2d | SparseConv3d
 
 
 @dataclasses.dataclass
@@ -59,7 +58,7 @@ def _hooks(
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any], told: Callable[[int], None]
+    model: nn.Module, layers: Mapping[str, ProductLayer], batches: Sequence[Any], told: Callable[[int], None]
 ) -> dict[str, Seen]:
     """Run all batches; what each layer was given. Layers that were not called are missing.
 
@@ -95,7 +94,10 @@ def observe(
 
 @torch.no_grad()
 def compare(
-    model: nn.Module, layers: Mapping[str, Layer], twins: Mapping[str, Layer], batches: Sequence[Any]
+    model: nn.Module,
+    layers: Mapping[str, ProductLayer],
+    twins: Mapping[str, ProductLayer],
+    batches: Sequence[Any],
 ) -> dict[str, Noise]:
     """Run batches through the floating network, and what each layer was given through its int8 twin, too."""
     noises = {name: Noise() for name in twins}
