@@ -1,5 +1,6 @@
 // linear and conv2d: checks of int8, then the kernel that fits; 16 bits are widened to 32 and narrowed around it, and
-// what is to be multiplied as int8 is rounded before it.
+// what is to be multiplied as int8 is rounded before it. A little over 300 lines: all that is between a call and a
+// kernel.
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +11,7 @@
 
 #include "../error.h"
 #include "kernels.h"
+#include "patches.h"
 
 namespace sparse24 {
 namespace {
@@ -118,6 +120,15 @@ void through_dtype(const Args& args, std::int64_t rows, std::int64_t cols, void 
   quantize_rows(y.get(), args.dtype, rows, cols, cols, args.output_scale, args.threads, to, nullptr);
 }
 
+// Tokens, or images, of `floats` numbers each that are widened at once: what surrounds a product stays in the last
+// cache, and a long batch takes no more memory than a short one. At least `least`, in parts of nearly equal size.
+std::int64_t part_of(std::int64_t count, std::int64_t floats, std::int64_t least) {
+  constexpr std::int64_t kFloats = 1 << 19;  // 2 MB: of 1 to 4, measured on Zen 4, the best for most shapes
+  const std::int64_t most = std::max(kFloats / std::max<std::int64_t>(floats, 1), least);
+  const std::int64_t parts = (count + most - 1) / most;
+  return parts <= 1 ? count : (count + parts - 1) / parts;
+}
+
 // A product of float32 or 16 bits, or of int8 with scales: by tiles, by pairs, or widened to float32.
 void run_linear(const Linear& args) {
   const cpu::Kernels& kernels = cpu::kernels();
@@ -155,6 +166,35 @@ void run_linear(const Linear& args) {
   if (narrow_y) narrow(y.data(), args.dtype, args.n * args.m, args.threads, args.y);
 }
 
+// Whether a convolution gains as a linear layer of windows: those have kernels of pairs, convolutions have none. By
+// times on Zen 4, the only machine with such bfloat16 that they were taken on; a window of more than a pixel is a copy.
+bool gains_by_windows(const Conv2d& a, const cpu::Patches& patches) {
+  if (a.groups != 1 || a.format != MemoryFormat::kChannelsLast || cpu::kernels().linear_bf16 == nullptr) return false;
+  if (a.x_scale != nullptr) return patches.is_input() || (a.in_channels >= 64 && a.out_channels >= 256);
+  const bool halves = a.dtype == DType::kBFloat16 && a.weight.dtype == DType::kBFloat16;
+  return halves && a.in_channels >= 64 && a.out_channels >= 128;
+}
+
+// A convolution as a linear layer of the windows of its pixels, some at a time.
+void by_windows(const Conv2d& a, std::int64_t out_pixels, const cpu::Patches& patches) {
+  const std::int64_t columns = patches.is_input() ? a.in_channels : patches.columns();
+  Linear linear{a.weight,       a.dtype, a.x,     a.bias,       a.y,      out_pixels,
+                a.out_channels, columns, columns, a.activation, a.threads};
+  linear.precision = a.precision, linear.x_scale = a.x_scale;
+  if (patches.is_input()) return run_linear(linear);
+  const std::int64_t part = part_of(out_pixels, columns, 256 * std::max(a.threads, 1));
+  const std::unique_ptr<std::byte[]> rows(
+      new std::byte[static_cast<std::size_t>(part * columns * patches.number_bytes)]);
+  linear.x = rows.get();
+  for (std::int64_t pixel = 0; pixel < out_pixels; pixel += part) {
+    linear.n = std::min(part, out_pixels - pixel);
+    patches.write(pixel, linear.n, rows.get());
+    linear.y = const_cast<void*>(at(a.y, a.dtype, pixel * a.out_channels));
+    if (a.x_scale != nullptr) linear.x_scale = a.x_scale + pixel;
+    run_linear(linear);
+  }
+}
+
 void run_conv2d(const Conv2d& args, std::int64_t out_pixels) {
   const cpu::Kernels& kernels = cpu::kernels();
   const cpu::Tuning& tuning = cpu::tuning();
@@ -162,6 +202,8 @@ void run_conv2d(const Conv2d& args, std::int64_t out_pixels) {
   if (kernels.conv2d_tiles != nullptr) {
     return checked(args.weight, [&] { return kernels.conv2d_tiles(args, tuning); });
   }
+  const cpu::Patches patches(args, static_cast<std::int64_t>(bytes_of(int8 ? DType::kInt8 : args.dtype)));
+  if (gains_by_windows(args, patches)) return by_windows(args, out_pixels, patches);
   if (args.dtype == DType::kFloat32 && !int8) return checked(args.weight, [&] { return kernels.conv2d(args, tuning); });
   const std::int64_t numbers = args.batch * args.height * args.width * args.in_channels;
   const bool narrow_y = args.dtype != DType::kFloat32;
@@ -187,15 +229,6 @@ void check_int8(const Args& args) {
     throw InvalidArgument(message("input_scale must be positive and finite, not ", args.input_scale));
   if (!(args.output_scale >= 0 && std::isfinite(args.output_scale)))
     throw InvalidArgument(message("output_scale must be positive and finite, or 0, not ", args.output_scale));
-}
-
-// Tokens, or images, of `floats` numbers each that are widened at once: what surrounds a product stays in the last
-// cache, and a long batch takes no more memory than a short one. At least `least`, in parts of nearly equal size.
-std::int64_t part_of(std::int64_t count, std::int64_t floats, std::int64_t least) {
-  constexpr std::int64_t kFloats = 1 << 19;  // 2 MB: of 1 to 4, measured on Zen 4, the best for most shapes
-  const std::int64_t most = std::max(kFloats / std::max<std::int64_t>(floats, 1), least);
-  const std::int64_t parts = (count + most - 1) / most;
-  return parts <= 1 ? count : (count + parts - 1) / parts;
 }
 
 // Whether something is widened, or made int8, around the kernels' own products.
@@ -230,12 +263,9 @@ void linear_part(const Linear& args) {
   run_linear(int8);
 }
 
-// Pixels of an output plane.
 std::int64_t plane_of(const Conv2d& args) {
-  const auto out = [](std::int64_t size, std::int64_t pad, std::int64_t dilation, std::int64_t kernel,
-                      std::int64_t stride) { return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1; };
-  return out(args.height, args.pad_h, args.dilation_h, args.kernel_h, args.stride_h) *
-         out(args.width, args.pad_w, args.dilation_w, args.kernel_w, args.stride_w);
+  const cpu::Patches patches(args, 1);
+  return patches.out_h * patches.out_w;
 }
 
 void conv2d_part(const Conv2d& args) {

@@ -2,6 +2,7 @@
 // tiles of bf16 and int8 in every combination of types and precision. Random shapes, odd sizes, guarded outputs.
 // More than 300 lines: one oracle, and what it is compared with.
 
+#include "cpu/patches.h"
 #include "fixtures.h"
 
 #if defined(SPARSE24_EMULATE_AVX512)
@@ -266,6 +267,46 @@ void test_conv(const ConvCase& c) {
 }
 
 // To nearest even, with a scale of its own or a given one; what is not finite gives NaN, zeros give zero.
+// Windows of a convolution's pixels, in runs of any length, against a loop over their numbers.
+void test_windows() {
+  Conv2d a{};
+  a.batch = pick({1, 2, 3}), a.in_channels = pick({1, 3, 4, 8, 66}), a.out_channels = 1, a.groups = 1;
+  a.height = pick({1, 5, 7, 14}), a.width = pick({3, 7, 8, 14});
+  a.kernel_h = pick({1, 3, 2}), a.kernel_w = pick({1, 3, 5});
+  a.stride_h = pick({1, 1, 2}), a.stride_w = pick({1, 1, 3}), a.pad_h = pick({0, 1, 2}), a.pad_w = pick({0, 1, 2});
+  a.dilation_h = pick({1, 1, 2}), a.dilation_w = pick({1, 1, 2});
+  a.format = MemoryFormat::kChannelsLast, a.threads = static_cast<int>(pick({1, 2, 3}));
+  const std::int64_t out_h = out_size(a.height, a.kernel_h, a.stride_h, a.pad_h, a.dilation_h);
+  const std::int64_t out_w = out_size(a.width, a.kernel_w, a.stride_w, a.pad_w, a.dilation_w);
+  if (out_h <= 0 || out_w <= 0) return;
+  std::vector<std::int16_t> x(index_of(a.batch * a.height * a.width * a.in_channels));
+  for (std::int16_t& number : x) number = static_cast<std::int16_t>(rng() % 30000 + 1);
+  a.x = x.data();
+  const cpu::Patches patches(a, 2);
+  const std::int64_t padded = round_up(a.in_channels, 4), pixels = a.batch * out_h * out_w;
+  bool ok = patches.out_h == out_h && patches.out_w == out_w;
+  const std::int64_t columns = a.kernel_h * a.kernel_w * padded;
+  ok = ok && patches.columns() == columns;
+  for (std::int64_t first = 0; first < pixels;) {
+    const std::int64_t count = std::min(pixels - first, pick({1, 7, 100}));
+    std::vector<std::int16_t> rows(index_of(count * columns), -1);
+    patches.write(first, count, reinterpret_cast<std::byte*>(rows.data()));
+    for (std::int64_t at = 0; at < count * columns; ++at) {
+      const std::int64_t pixel = first + at / columns, tap = at % columns / padded, channel = at % padded;
+      const std::int64_t iy = pixel / out_w % out_h * a.stride_h + tap / a.kernel_w * a.dilation_h - a.pad_h;
+      const std::int64_t ix = pixel % out_w * a.stride_w + tap % a.kernel_w * a.dilation_w - a.pad_w;
+      const bool none = channel >= a.in_channels || iy < 0 || iy >= a.height || ix < 0 || ix >= a.width;
+      const std::int64_t image = pixel / (out_h * out_w);
+      const std::int16_t wanted =
+          none ? std::int16_t{0} : x[index_of(((image * a.height + iy) * a.width + ix) * a.in_channels + channel)];
+      ok = ok && rows[index_of(at)] == wanted;
+    }
+    first += count;
+  }
+  expect(ok, message("windows c ", a.in_channels, " hw ", a.height, "x", a.width, " kernel ", a.kernel_h, "x",
+                     a.kernel_w, " stride ", a.stride_h, ",", a.stride_w, " pad ", a.pad_h, ",", a.pad_w));
+}
+
 void test_quantize(const cpu::Kernels& kernels) {
   const std::int64_t count = pick({1, 7, 8, 33, 100});
   auto x = normals(count);
@@ -319,6 +360,7 @@ int main() {
   all.push_back(&cpu::neon::kernels);
 #endif
   for (int round = 0; round < 40; ++round) {
+    test_windows();
     for (const cpu::Kernels* kernels : all) {
       const DType y = DType::kFloat32;
       test_quantize(*kernels);
