@@ -121,12 +121,17 @@ void through_dtype(const Args& args, std::int64_t rows, std::int64_t cols, void 
 }
 
 // Tokens, or images, of `floats` numbers each that are widened at once: what surrounds a product stays in the last
-// cache, and a long batch takes no more memory than a short one. At least `least`, in parts of nearly equal size.
-std::int64_t part_of(std::int64_t count, std::int64_t floats, std::int64_t least) {
+// cache, and a long batch takes no more memory than a short one. At least `least`, in parts of nearly equal size: of
+// a multiple of `unit`.
+std::int64_t part_of(std::int64_t count, std::int64_t floats, std::int64_t least, std::int64_t unit) {
   constexpr std::int64_t kFloats = 1 << 19;  // 2 MB: of 1 to 4, measured on Zen 4, the best for most shapes
   const std::int64_t most = std::max(kFloats / std::max<std::int64_t>(floats, 1), least);
   const std::int64_t parts = (count + most - 1) / most;
-  return parts <= 1 ? count : (count + parts - 1) / parts;
+  return parts <= 1 ? count : round_up((count + parts - 1) / parts, unit);
+}
+
+std::int64_t tokens_of(std::int64_t count, std::int64_t floats, int threads) {
+  return part_of(count, floats, 256 * std::max(threads, 1), 16);  // some tiles for each thread, of full vectors
 }
 
 // A product of float32 or 16 bits, or of int8 with scales: by tiles, by pairs, or widened to float32.
@@ -182,7 +187,7 @@ void by_windows(const Conv2d& a, std::int64_t out_pixels, const cpu::Patches& pa
                 a.out_channels, columns, columns, a.activation, a.threads};
   linear.precision = a.precision, linear.x_scale = a.x_scale;
   if (patches.is_input()) return run_linear(linear);
-  const std::int64_t part = part_of(out_pixels, columns, 256 * std::max(a.threads, 1));
+  const std::int64_t part = tokens_of(out_pixels, columns, a.threads);
   const std::unique_ptr<std::byte[]> rows(
       new std::byte[static_cast<std::size_t>(part * columns * patches.number_bytes)]);
   linear.x = rows.get();
@@ -293,9 +298,8 @@ void conv2d_part(const Conv2d& args) {
 
 void linear(const Linear& args) {
   check_int8(args);
-  constexpr std::int64_t kTiles = 256;  // tokens: some tiles for each thread
   const bool whole = !is_surrounded(args, cpu::kernels().linear_tiles != nullptr);
-  const std::int64_t part = whole ? args.n : part_of(args.n, args.m + args.k, kTiles * std::max(args.threads, 1));
+  const std::int64_t part = whole ? args.n : tokens_of(args.n, args.m + args.k, args.threads);
   if (part >= args.n) return linear_part(args);
   Linear some = args;
   for (std::int64_t token = 0; token < args.n; token += part) {
@@ -310,7 +314,7 @@ void conv2d(const Conv2d& args) {
   check_int8(args);
   const std::int64_t in = args.height * args.width * args.in_channels, out = plane_of(args) * args.out_channels;
   const bool whole = !is_surrounded(args, cpu::kernels().conv2d_tiles != nullptr);
-  const std::int64_t part = whole ? args.batch : part_of(args.batch, in + out, std::max(args.threads, 1));
+  const std::int64_t part = whole ? args.batch : part_of(args.batch, in + out, std::max(args.threads, 1), 1);
   if (part >= args.batch) return conv2d_part(args);
   Conv2d some = args;
   for (std::int64_t image = 0; image < args.batch; image += part) {
