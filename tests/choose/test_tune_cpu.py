@@ -84,7 +84,8 @@ def test_when_the_budget_is_spent_the_rest_is_left(monkeypatch: pytest.MonkeyPat
     assert not clock.asked
 
 
-def test_a_convolution_is_tuned_on_an_image_of_that_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def shapes_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Of the inputs that layers are to be timed on, as they come: the two must give the same on each."""
     seen: list[Any] = []
 
     def measure(self: measured.Chooser, dense: Any, sparse: Any, call: LayerCall) -> Pair:
@@ -94,6 +95,11 @@ def test_a_convolution_is_tuned_on_an_image_of_that_many_pixels(monkeypatch: pyt
         return Pair(2.0, 1.0)
 
     monkeypatch.setattr(measured.Chooser, "measure", measure)
+    return seen
+
+
+def test_a_convolution_is_tuned_on_an_image_of_that_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = shapes_asked_for(monkeypatch)
     model = prune_layers(nn.Sequential(nn.Conv2d(8, 16, 5, stride=2, padding=2), nn.ReLU())).eval()
     sparse24.to_sparse(model, when="always", fuse=True)
     rows = sparse24.tune(model, (1, 49), progress=quiet)
@@ -102,15 +108,7 @@ def test_a_convolution_is_tuned_on_an_image_of_that_many_pixels(monkeypatch: pyt
 
 
 def test_a_volume_is_tuned_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-
-    def measure(self: measured.Chooser, dense: Any, sparse: Any, call: LayerCall) -> Pair:
-        (x,), _ = call.arguments(torch.Generator())
-        seen.append(tuple(x.shape))
-        assert_matches(sparse(x), dense(x).double())
-        return Pair(2.0, 1.0)
-
-    monkeypatch.setattr(measured.Chooser, "measure", measure)
+    seen = shapes_asked_for(monkeypatch)
     model = prune_layers(nn.Sequential(nn.Conv3d(8, 16, 3, stride=(1, 2, 1), padding=1))).eval()
     plain = copy.deepcopy(model)
     sparse24.to_sparse(model, when="always")
